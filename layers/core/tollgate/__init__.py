@@ -1,0 +1,1 @@
+"""Tollgate: sell access to Claude from your own AWS account."""

@@ -1,0 +1,157 @@
+"""Settings from the environment: read once, refused when incomplete. Nothing else reads the environment.
+
+An unset issuer or client list would not fail later, it would accept anybody's tokens: so a function that misses a
+setting does not start, and says which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+# What each part of a function needs on top of STAGE and TABLE_NAME; builders pass these to `load_settings`.
+TOKENS_NEED: Final = ("COGNITO_ISSUER", "COGNITO_CLIENT_IDS")
+API_KEYS_NEED: Final = ("KEY_PEPPER_PARAMETER",)
+UPSTREAM_NEEDS: Final = ("UPSTREAM_API_KEY_PARAMETER",)
+
+DEFAULT_UPSTREAM_BASE_URL: Final = "https://api.anthropic.com"
+# A Lambda event is at most 6 MB, and JSON inside JSON grows by its escapes; Claude Code's first request is 88 KB.
+DEFAULT_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+LARGEST_MAX_BODY_BYTES: Final = 6 * 1024 * 1024
+
+_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1", "host.docker.internal"})
+
+
+class ConfigurationError(Exception):
+    """The function must not start. Names every setting that is missing or wrong, and no value."""
+
+    def __init__(self, *, missing: Iterable[str], wrong: Mapping[str, str]) -> None:
+        self.missing = tuple(missing)
+        self.wrong = dict(wrong)
+        problems = [f"{name} is not set" for name in self.missing]
+        problems += [f"{name} must be {rule}" for name, rule in self.wrong.items()]
+        super().__init__("incomplete configuration: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One function's configuration. A field is None when the function neither has nor needs it: see `needed`."""
+
+    stage: str
+    table_name: str
+    catalog_name: str
+    default_plan_id: str | None
+    """Plan of a new user; None: the catalog's own default."""
+    cognito_issuer: str | None
+    cognito_jwks_url: str | None
+    cognito_client_ids: frozenset[str]
+    upstream_base_url: str
+    upstream_api_key_parameter: str | None
+    key_pepper_parameter: str | None
+    allow_test_keys: bool
+    max_body_bytes: int
+
+
+def load_settings(environ: Mapping[str, str], *, required: Iterable[str] = ()) -> Settings:
+    """The settings of this function; an empty variable counts as unset.
+
+    `required` names variables this function cannot work without, besides STAGE and TABLE_NAME.
+    Raises ConfigurationError naming all that is missing or wrong at once.
+    """
+    reader = _Reader(environ, ("STAGE", "TABLE_NAME", *required))
+    issuer = reader.url("COGNITO_ISSUER")
+    settings = Settings(
+        stage=reader.name("STAGE") or "",
+        table_name=reader.text("TABLE_NAME") or "",
+        catalog_name=reader.name("CATALOG") or "default",
+        default_plan_id=reader.name("DEFAULT_PLAN"),
+        cognito_issuer=issuer,
+        cognito_jwks_url=reader.safe_url("COGNITO_JWKS_URL", issuer and f"{issuer}/.well-known/jwks.json"),
+        cognito_client_ids=reader.names("COGNITO_CLIENT_IDS"),
+        upstream_base_url=(reader.url("UPSTREAM_BASE_URL") or DEFAULT_UPSTREAM_BASE_URL).rstrip("/"),
+        upstream_api_key_parameter=reader.text("UPSTREAM_API_KEY_PARAMETER"),
+        key_pepper_parameter=reader.text("KEY_PEPPER_PARAMETER"),
+        allow_test_keys=reader.flag("ALLOW_TEST_KEYS"),
+        max_body_bytes=reader.size("MAX_BODY_BYTES", DEFAULT_MAX_BODY_BYTES, LARGEST_MAX_BODY_BYTES),
+    )
+    reader.refuse_problems()
+    return settings
+
+
+def needed(value: str | None) -> str:
+    """A setting that `load_settings(required=…)` has already proved present."""
+    if not value:
+        raise ConfigurationError(missing=["a setting that this builder did not require"], wrong={})
+    return value
+
+
+class _Reader:
+    """Reads variables and remembers what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str], required: Iterable[str]) -> None:
+        self._environ = environ
+        self._missing = [name for name in dict.fromkeys(required) if not self.text(name)]
+        self._wrong: dict[str, str] = {}
+
+    def refuse_problems(self) -> None:
+        if self._missing or self._wrong:
+            raise ConfigurationError(missing=self._missing, wrong=self._wrong)
+
+    def text(self, name: str) -> str | None:
+        return self._environ.get(name, "").strip() or None
+
+    def name(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+            self._wrong[name] = "letters, digits, - and _, at most 64"
+        return value
+
+    def names(self, name: str) -> frozenset[str]:
+        found = frozenset(part.strip() for part in (self.text(name) or "").split(",") if part.strip())
+        if self.text(name) and not found:
+            self._wrong[name] = "a comma-separated list with at least one entry"
+        return found
+
+    def url(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not _is_http_url(value):
+            self._wrong[name] = "an http(s) URL without user, query or fragment"
+        return value
+
+    def safe_url(self, name: str, default: str | None) -> str | None:
+        """A URL whose answers are trusted: encrypted, except on this machine."""
+        value = self.url(name) or default
+        if value is not None and name not in self._wrong and _is_http_url(value) and not _is_safe_url(value):
+            self._wrong[name] = "https, except for a loopback host"
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.text(name) or "false"
+        if value not in {"true", "false"}:
+            self._wrong[name] = "true or false"
+        return value == "true"
+
+    def size(self, name: str, default: int, largest: int) -> int:
+        value = self.text(name) or str(default)
+        if not re.fullmatch(r"[0-9]{1,9}", value) or not 1 <= int(value) <= largest:
+            self._wrong[name] = f"a whole number from 1 to {largest}"
+            return default
+        return int(value)
+
+
+def _is_http_url(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018  raises ValueError for a port that is no number
+    except ValueError:
+        return False
+    clean = not (parts.username or parts.password or parts.query or parts.fragment)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and clean
+
+
+def _is_safe_url(value: str) -> bool:
+    parts = urlsplit(value)
+    return parts.scheme == "https" or parts.hostname in _LOOPBACK_HOSTS

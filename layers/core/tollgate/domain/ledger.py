@@ -1,0 +1,202 @@
+"""The ledger's values and decisions: what a meter holds, what a refusal means, what an end costs.
+
+Integers in billable tokens; instants as epoch seconds or milliseconds where they are stored, named so. No I/O, no
+clock. The writes themselves are in `tollgate.storage.meters`, the steps between them in `tollgate.flows.ledger`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tollgate.domain.periods import UsagePeriod
+from tollgate.domain.plans import ExpiryPolicy
+from tollgate.domain.tokens import TokenCounts
+
+SKEW_SECONDS = 5
+"""Assumed bound on the difference between two of our clocks, either way."""
+EXPIRY_MARGIN_SECONDS = 50
+"""A reservation expires this long after its owner's own deadline, and is swept 2 x SKEW_SECONDS later: 60 s in all."""
+TOMBSTONE_SECONDS = 16 * 60
+"""A signed DynamoDB request is refused after 15 minutes at most, so a late duplicate cannot land after this."""
+MIN_OUTPUT_TOKENS = 16
+"""Below this a clamped answer is useless; refuse instead."""
+SWEEP_BATCH = 5
+MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MeterKey:
+    """Names one meter: whose, and of which usage period."""
+
+    tenant_id: str
+    user_id: str
+    period: UsagePeriod
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Billable tokens held before a call. Ids are short and may collide; the nonce makes the stored text a fence."""
+
+    id: str
+    amount_tokens: int
+    expires_at_seconds: int
+    nonce: str
+    prompt_bound_tokens: int
+    """The part of the amount set aside for the prompt; what the `input` policy charges after a crash."""
+
+    def encode(self) -> str:
+        """`amount:expires_at:nonce:prompt_bound`, the exact value that settlement and sweep compare."""
+        return f"{self.amount_tokens}:{self.expires_at_seconds}:{self.nonce}:{self.prompt_bound_tokens}"
+
+    @classmethod
+    def decode(cls, reservation_id: str, text: str) -> Reservation:
+        amount, expires_at, nonce, prompt_bound = text.split(":")
+        return cls(reservation_id, int(amount), int(expires_at), nonce, int(prompt_bound))
+
+    def has_expired(self, now_seconds: float) -> bool:
+        return self.expires_at_seconds + 2 * SKEW_SECONDS < now_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One user's usage period as stored; `remaining = quota - settled - reserved` holds after every write."""
+
+    key: MeterKey
+    quota_tokens: int
+    overage_cap_tokens: int
+    remaining_tokens: int
+    settled_tokens: int
+    written_off_tokens: int
+    quota_requests: int
+    remaining_requests: int
+    open_count: int
+    rate_tat_ms: int
+    """GCRA's theoretical arrival time, epoch milliseconds."""
+    plan_id: str
+    plan_version: int
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    """The provider's own counts of all settled requests, by kind."""
+    cost_picousd: int = 0
+    reservations: dict[str, Reservation] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
+    """Reservation id to epoch second of its end."""
+
+    @property
+    def reserved_tokens(self) -> int:
+        return sum(reservation.amount_tokens for reservation in self.reservations.values())
+
+    @property
+    def room_tokens(self) -> int:
+        """What a new reservation may take: remaining plus the allowed overage."""
+        return self.remaining_tokens + self.overage_cap_tokens
+
+    @property
+    def overage_tokens(self) -> int:
+        return max(0, self.settled_tokens - self.quota_tokens)
+
+    @property
+    def settled_requests(self) -> int:
+        return self.quota_requests - self.remaining_requests - self.open_count
+
+    def expired(self, now_seconds: float) -> list[Reservation]:
+        """Reservations whose owner is past any deadline; oldest first."""
+        due = [reservation for reservation in self.reservations.values() if reservation.has_expired(now_seconds)]
+        return sorted(due, key=lambda reservation: reservation.expires_at_seconds)
+
+    def old_tombstones(self, now_seconds: float) -> tuple[str, ...]:
+        return tuple(
+            reservation_id
+            for reservation_id, ended_at in self.tombstones.items()
+            if ended_at + TOMBSTONE_SECONDS + 2 * SKEW_SECONDS < now_seconds
+        )[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one call wants to reserve."""
+
+    prompt_bound_tokens: int
+    """Billable upper bound of the prompt."""
+    output_tokens: int
+    """Raw output tokens to reserve now (max_tokens, or the first slice of it)."""
+    output_weight: int
+    """Thousandths of a billable token per output token of this model."""
+    may_clamp: bool
+    """Take less output than asked for when that is what is left."""
+    deadline_at_seconds: float
+    """When the owner is dead for sure: the function's own deadline, epoch seconds."""
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
+    """Hex digest stored with the idempotency marker."""
+
+    def billable_output(self, output_tokens: int) -> int:
+        return -(-output_tokens * self.output_weight // 1000)
+
+    def affordable_output(self, billable_tokens: int) -> int:
+        return max(0, billable_tokens * 1000 // self.output_weight)
+
+    @property
+    def amount_tokens(self) -> int:
+        return self.prompt_bound_tokens + self.billable_output(self.output_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """An open reservation in its owner's hands."""
+
+    key: MeterKey
+    reservation: Reservation
+    output_tokens: int
+    """Raw output tokens this grant pays for: the asked ones, or fewer when clamped."""
+    overage_cap_tokens: int
+    meter: Meter
+    """The meter as it stood right after the reservation."""
+    sent_twice: bool
+    """A request of this reservation was sent more than once: its end leaves a tombstone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a reservation turns into."""
+
+    used_tokens: int
+    """Billable tokens to charge."""
+    written_off_tokens: int = 0
+    counts: TokenCounts = field(default_factory=TokenCounts)
+    cost_picousd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What was really booked for a grant."""
+
+    charged_tokens: int
+    written_off_tokens: int
+    meter: Meter | None
+    """The meter after the write; None when an earlier attempt of ours, or the late correction, did it."""
+    late: bool = False
+    """The reservation had been swept and the charge was corrected."""
+
+
+def charge_for_unknown_end(
+    policy: ExpiryPolicy, reservation: Reservation, prompt_tokens: int, bound_tokens: int, delivered_tokens: int
+) -> tuple[int, int]:
+    """(charged, written off) when upstream never reported the end.
+
+    `prompt_tokens`: billable prompt as far as known (the bound before message_start). `bound_tokens`: billable prompt
+    plus everything max_tokens allowed. `delivered_tokens`: billable output seen to pass. Strict charges all that may
+    have been generated; the others charge what was delivered and show the difference as written off.
+    """
+    if policy is ExpiryPolicy.STRICT:
+        return min(reservation.amount_tokens, bound_tokens), 0
+    charged = min(reservation.amount_tokens, prompt_tokens + delivered_tokens)
+    return charged, reservation.amount_tokens - charged
+
+
+def charge_for_expiry(policy: ExpiryPolicy, reservation: Reservation) -> int:
+    """Billable tokens charged for a reservation whose owner vanished; the rest of it is written off."""
+    if policy is ExpiryPolicy.STRICT:
+        return reservation.amount_tokens
+    if policy is ExpiryPolicy.INPUT:
+        return min(reservation.amount_tokens, reservation.prompt_bound_tokens)
+    return 0

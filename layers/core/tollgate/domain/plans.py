@@ -1,0 +1,71 @@
+"""Plans: named bundles of entitlements and prices. The numbers live in `tollgate.catalog`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+# A plan without a token or request quota is metered like any other, against a quota nobody can reach: one form of
+# every write, and no special case in the proofs. 10^15 stays far inside DynamoDB's 38 digits and a double's 2^53.
+UNLIMITED = 1_000_000_000_000_000
+
+
+class QuotaKind(StrEnum):
+    HARD = "hard"
+    """Refuse when used up."""
+    SOFT = "soft"
+    """Go on, and count overage up to the cap."""
+
+
+class ExpiryPolicy(StrEnum):
+    """What a reservation is charged when its end is never known (`tollgate.domain.ledger`)."""
+
+    STRICT = "strict"
+    INPUT = "input"
+    VOID = "void"
+
+
+class PeriodKind(StrEnum):
+    CALENDAR_MONTH = "calendar_month"
+    ANCHORED_MONTH = "anchored_month"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a user may do. `None` means not limited; tokens are billable tokens unless a name says otherwise."""
+
+    id: str
+    name: str
+    quota_kind: QuotaKind
+    quota_tokens: int | None
+    quota_requests: int | None
+    overage_cap_tokens: int
+    overage_price_microusd_per_1k_tokens: int
+    price_cents: int
+    period_kind: PeriodKind
+    models: frozenset[str]
+    """Allowed model ids (aliases resolved); empty: every model of the catalog."""
+    requests_per_minute: int | None
+    burst_requests: int
+    max_open_reservations: int
+    max_output_tokens: int | None
+    slice_output_tokens: int | None
+    """Soft quotas: reserve this much output at a time. None: reserve all of max_tokens at once."""
+    expiry_policy: ExpiryPolicy
+    upgrade_message: str = ""
+    """The operator's own sentence, appended to the quota refusal: where to get more."""
+
+    def allows_model(self, model_id: str) -> bool:
+        return not self.models or model_id in self.models
+
+    @property
+    def hard(self) -> bool:
+        return self.quota_kind is QuotaKind.HARD
+
+    @property
+    def stored_quota_tokens(self) -> int:
+        return UNLIMITED if self.quota_tokens is None else self.quota_tokens
+
+    @property
+    def stored_quota_requests(self) -> int:
+        return UNLIMITED if self.quota_requests is None else self.quota_requests

@@ -1,0 +1,446 @@
+"""Reserve, top up, settle, release, sweep: the steps between the ledger's single conditional writes.
+
+The promise: `settled + reserved <= quota + overage cap` for every meter, at any concurrency, whatever is lost, late or
+delivered twice, and every reservation ends exactly once. It rests on four facts, each of them one condition in
+`tollgate.storage.meters`: only `reserve` and `top_up` lower what remains, and both refuse below the cap; the stored
+value of a reservation is unique, so settlement and sweep exclude each other; a tombstone keeps a late duplicate from
+reviving what has ended; a sweep leaves a record by which a late owner corrects its charge once. Time matters only for
+when something is swept, never for whether the sums are right. `tests/simulation` drives this very module.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil
+from typing import Final, NoReturn
+
+from tollgate.domain.errors import (
+    DuplicateRequestError,
+    IdempotencyMismatchError,
+    QuotaExceededError,
+    RateLimitedError,
+    StaleAccountError,
+    StoreUnavailableError,
+    TollgateError,
+)
+from tollgate.domain.ledger import (
+    EXPIRY_MARGIN_SECONDS,
+    MAX_ROUNDS,
+    MIN_OUTPUT_TOKENS,
+    SWEEP_BATCH,
+    Ask,
+    Grant,
+    Meter,
+    MeterKey,
+    Reservation,
+    Settled,
+    Settlement,
+    charge_for_expiry,
+)
+from tollgate.domain.plans import ExpiryPolicy, Plan
+from tollgate.domain.principals import Account
+from tollgate.domain.sources import Clock, IdSource
+from tollgate.domain.tokens import TokenCounts
+from tollgate.storage.meters import Booking, Meters, RateStep, Written
+
+logger = logging.getLogger(__name__)
+
+SETTLE_TRIES: Final = 2
+"""Whole SDK calls (three attempts each) spent on a settlement before it is left to the sweep."""
+RATE_MEMORY_SECONDS: Final = 1
+"""How long this process refuses from memory: long enough that a flood costs no writes, too short to outlive a plan
+change anyone would notice."""
+RATE_MEMORY_SIZE: Final = 4096
+
+
+class Ledger:
+    """Every step on meters. One instance a process; holds no truth, only a memory of recent rate-limit states."""
+
+    def __init__(self, meters: Meters, clock: Clock, ids: IdSource) -> None:
+        self._meters = meters
+        self._clock = clock
+        self._ids = ids
+        self._rates: dict[MeterKey, tuple[int, float]] = {}
+
+    def reserve(self, account: Account, key: MeterKey, ask: Ask) -> Grant:
+        """Hold the tokens, the request, the stream slot and the rate step of one call, in one write.
+
+        Raises QuotaExceededError, RateLimitedError, StaleAccountError (load the account again, at once),
+        DuplicateRequestError, IdempotencyMismatchError, StoreUnavailableError. After any of them nothing stays held.
+        """
+        self._refuse_from_memory(account.plan, key)
+        attempt = _Attempt(ask, self._new_reservation(ask), account.plan.overage_cap_tokens)
+        try:
+            return self._reserve(account, key, attempt)
+        except (TollgateError, StaleAccountError):
+            if attempt.sent_twice:
+                self._give_up(key, attempt)
+            raise
+
+    def top_up(self, grant: Grant, extra_tokens: int) -> Grant:
+        """Enlarge an open reservation by `extra_tokens`.
+
+        Raises QuotaExceededError when there is no room, StoreUnavailableError when nobody knows. In both cases the old
+        grant is still good: settlement finds out by itself if the top-up landed after all.
+        """
+        cap = grant.overage_cap_tokens
+        current = grant.reservation
+        for _ in range(MAX_ROUNDS):
+            bigger = replace(current, amount_tokens=grant.reservation.amount_tokens + extra_tokens)
+            written = self._meters.top_up(grant.key, current, bigger, cap)
+            if written.conflict:
+                continue
+            meter = written.meter
+            stored = meter.reservations.get(current.id) if meter else None
+            if meter is None or stored is None or stored.nonce != current.nonce:
+                break  # swept, or the meter is gone: there is nothing left to enlarge
+            if stored.amount_tokens >= bigger.amount_tokens:
+                return replace(grant, reservation=stored, overage_cap_tokens=meter.overage_cap_tokens, meter=meter)
+            if stored == current and cap == meter.overage_cap_tokens and meter.room_tokens < extra_tokens:
+                break
+            current, cap = stored, meter.overage_cap_tokens
+        raise QuotaExceededError(
+            "This answer needs more of the usage period's quota than is left.",
+            remaining_tokens=grant.meter.remaining_tokens,
+            needed_tokens=extra_tokens,
+            resets_at=grant.key.period.end_at,
+        )
+
+    def settle(self, grant: Grant, settlement: Settlement) -> Settled:
+        """Turn the reservation into what was really used; safe to repeat, exact however often and late it lands.
+
+        Use beyond the reservation is charged as far as the quota has room and written off beyond. Raises
+        StoreUnavailableError when the table does not answer: the sweep then ends the reservation, visibly.
+        """
+        return self._end(grant, settlement, returns_request=False)
+
+    def release(self, grant: Grant) -> Settled:
+        """Give everything back, the request too: nothing was or will be generated for this call."""
+        return self._end(grant, Settlement(used_tokens=0), returns_request=True)
+
+    def sweep(self, meter: Meter, policy: ExpiryPolicy, *, most: int | None = None) -> int:
+        """End the reservations whose owners are dead for sure, oldest first; how many this call ended."""
+        now = self._clock.now_seconds()
+        ended = 0
+        for reservation in meter.expired(now)[:most]:
+            charged = charge_for_expiry(policy, reservation)
+            booking = Booking(
+                charged_tokens=charged,
+                written_off_tokens=reservation.amount_tokens - charged,
+                counts=TokenCounts(),
+                cost_picousd=0,
+                returns_request=charged == 0,
+            )
+            if self._meters.expire(meter.key, reservation, booking, int(now)):
+                ended += 1
+                logger.warning(
+                    "reservation_expired",
+                    extra={
+                        "reservation_id": reservation.id,
+                        "charged_tokens": charged,
+                        "written_off_tokens": booking.written_off_tokens,
+                        "period": meter.key.period.id,
+                    },
+                )
+        return ended
+
+    def change_plan(self, account: Account, key: MeterKey, plan: Plan) -> None:
+        """Put the user on `plan` in profile and running meter at once; streams under way keep what they hold.
+
+        Raises StaleAccountError when the account is not the newest, StoreUnavailableError.
+        """
+        seen_version = account.profile.plan_version
+        for _ in range(MAX_ROUNDS):
+            meter = self._meters.find(key)
+            if meter is not None and meter.plan_version > seen_version:
+                raise StaleAccountError
+            if self._meters.change_plan(key, meter, plan, seen_version):
+                return
+        raise StaleAccountError
+
+    # ---- admission
+
+    def _reserve(self, account: Account, key: MeterKey, attempt: _Attempt) -> Grant:
+        for _ in range(MAX_ROUNDS):
+            written = self._write_reservation(account, key, attempt)
+            attempt.sent_twice |= written.sent_twice
+            if written.meter is not None:
+                self._remember_rate(key, written.meter)
+            if written.applied and written.meter is not None:
+                return attempt.grant(key, written.meter)
+            if written.conflict:
+                continue
+            if written.meter is None:
+                if not self._meters.create(key, account.plan, account.profile.plan_version):
+                    raise StaleAccountError
+                continue
+            mine = written.meter.reservations.get(attempt.reservation.id)
+            if mine is not None and mine.nonce == attempt.reservation.nonce:
+                attempt.landed(mine)  # an earlier request of this very call was applied, its answer was lost
+                return attempt.grant(key, written.meter)
+            if mine is not None or attempt.reservation.id in written.meter.tombstones:
+                attempt.reservation = self._new_reservation(attempt.ask)  # somebody else's id
+                continue
+            self._after_refusal(account, written.meter, attempt)
+        raise RateLimitedError(
+            "Too many calls of this user at the same moment. Try again.", retry_after_seconds=1, error_code="contention"
+        )
+
+    def _write_reservation(self, account: Account, key: MeterKey, attempt: _Attempt) -> Written:
+        ask = attempt.ask
+        now = self._clock.now_seconds()
+        rate = self._rate_step(account.plan, key, now)
+        attempt.rate = rate
+        try:
+            if ask.idempotency_key is None:
+                return self._meters.reserve(
+                    key,
+                    attempt.reservation,
+                    plan=account.plan,
+                    plan_version=account.profile.plan_version,
+                    overage_cap_tokens=attempt.overage_cap_tokens,
+                    rate=rate,
+                )
+            written, marker = self._meters.reserve_once(
+                key,
+                attempt.reservation,
+                plan=account.plan,
+                plan_version=account.profile.plan_version,
+                overage_cap_tokens=attempt.overage_cap_tokens,
+                rate=rate,
+                idempotency_key=ask.idempotency_key,
+                body_sha256=ask.body_sha256 or "",
+                now_seconds=int(now),
+            )
+        except StoreUnavailableError:
+            attempt.sent_twice = True
+            raise
+        if marker is not None and marker.reservation_id != attempt.reservation.id:
+            if marker.body_sha256 != (ask.body_sha256 or ""):
+                raise IdempotencyMismatchError("This idempotency key was used before with another request.")
+            raise DuplicateRequestError("A request with this idempotency key was already accepted.")
+        return written
+
+    def _after_refusal(self, account: Account, meter: Meter, attempt: _Attempt) -> None:
+        """Find out why, from the item that refused; either mend the attempt for another round, or raise."""
+        version = account.profile.plan_version
+        if meter.plan_version > version:
+            raise StaleAccountError
+        if meter.plan_version < version:
+            if not self._meters.carry_plan(meter, account.plan, version):
+                raise StaleAccountError
+            return
+        if meter.overage_cap_tokens != attempt.overage_cap_tokens:
+            attempt.overage_cap_tokens = meter.overage_cap_tokens
+            return
+        if meter.expired(self._clock.now_seconds()):
+            self.sweep(meter, account.plan.expiry_policy, most=SWEEP_BATCH)
+            return
+        if meter.open_count >= account.plan.max_open_reservations:
+            raise RateLimitedError(
+                f"{account.plan.max_open_reservations} calls of this user are running, as many as the plan allows.",
+                retry_after_seconds=2,
+                error_code="too_many_streams",
+            )
+        self._refuse_rate(attempt.rate, meter.rate_tat_ms)
+        self._fit(account.plan, meter, attempt)
+
+    def _fit(self, plan: Plan, meter: Meter, attempt: _Attempt) -> None:
+        """Clamp the attempt to the room there is, or raise QuotaExceededError."""
+        ask = attempt.ask
+        if meter.remaining_requests < 1:
+            _refuse_quota(plan, meter, ask, f"all {meter.quota_requests} requests are used")
+        if meter.room_tokens >= ask.amount_tokens:
+            return  # room came back meanwhile
+        affordable = ask.affordable_output(meter.room_tokens - ask.prompt_bound_tokens)
+        if not ask.may_clamp or affordable < min(MIN_OUTPUT_TOKENS, ask.output_tokens):
+            _refuse_quota(
+                plan,
+                meter,
+                ask,
+                f"{meter.settled_tokens:,} of {meter.quota_tokens:,} tokens are used,"
+                f" {meter.reserved_tokens:,} reserved by running calls, this call needs {ask.amount_tokens:,}",
+            )
+        attempt.ask = replace(ask, output_tokens=min(affordable, ask.output_tokens))
+        attempt.reservation = replace(attempt.reservation, amount_tokens=attempt.ask.amount_tokens)
+
+    def _new_reservation(self, ask: Ask) -> Reservation:
+        return Reservation(
+            id=self._ids.new_id(8),
+            amount_tokens=ask.amount_tokens,
+            expires_at_seconds=ceil(ask.deadline_at_seconds) + EXPIRY_MARGIN_SECONDS,
+            nonce=self._ids.new_id(6),
+            prompt_bound_tokens=ask.prompt_bound_tokens,
+        )
+
+    def _give_up(self, key: MeterKey, attempt: _Attempt) -> None:
+        """A reserve was sent whose fate is unknown, and nobody will use it: end it, or keep it from landing late."""
+        reservation, now = attempt.reservation, int(self._clock.now_seconds())
+        nothing = Booking(0, 0, TokenCounts(), 0, returns_request=True)
+        with suppress(StoreUnavailableError):
+            for _ in range(3):
+                written = self._meters.settle(key, reservation, nothing, tombstone_at_seconds=now)
+                if written.applied:
+                    break
+                stored = written.meter.reservations.get(reservation.id) if written.meter else None
+                if stored is not None and stored.nonce == reservation.nonce:
+                    reservation = stored  # an earlier round, before the clamp, has landed
+                    continue
+                if self._meters.forbid(key, reservation.id, now).applied:
+                    break
+        if attempt.ask.idempotency_key is not None:
+            with suppress(StoreUnavailableError):
+                self._meters.forget_marker(key, attempt.ask.idempotency_key, reservation)
+
+    # ---- rate limit (GCRA: security-threats notes and https://brandur.org/rate-limiting)
+
+    def _rate_step(self, plan: Plan, key: MeterKey, now_seconds: float) -> RateStep | None:
+        if plan.requests_per_minute is None:
+            return None
+        now_ms = int(now_seconds * 1000)
+        interval_ms = -(-60_000 // plan.requests_per_minute)
+        last_tat_ms, _ = self._rates.get(key, (0, 0.0))
+        return RateStep(now_ms, interval_ms, (plan.burst_requests - 1) * interval_ms, idle=last_tat_ms <= now_ms)
+
+    def _remember_rate(self, key: MeterKey, meter: Meter) -> None:
+        if len(self._rates) >= RATE_MEMORY_SIZE:
+            self._rates.clear()
+        self._rates[key] = (meter.rate_tat_ms, self._clock.now_seconds())
+
+    def _refuse_from_memory(self, plan: Plan, key: MeterKey) -> None:
+        """The stored time only moves on, so a refusal seen a moment ago still holds without a write."""
+        last_tat_ms, seen_at = self._rates.get(key, (0, 0.0))
+        now = self._clock.now_seconds()
+        if now - seen_at <= RATE_MEMORY_SECONDS:
+            self._refuse_rate(self._rate_step(plan, key, now), last_tat_ms)
+
+    @staticmethod
+    def _refuse_rate(rate: RateStep | None, tat_ms: int) -> None:
+        if rate is None or tat_ms <= rate.now_ms + rate.tolerance_ms:
+            return
+        wait_seconds = -(-(tat_ms - rate.tolerance_ms - rate.now_ms) // 1000)
+        raise RateLimitedError(
+            "Too many requests in a short time. Slow down.", retry_after_seconds=min(60, wait_seconds)
+        )
+
+    # ---- the end
+
+    def _end(self, grant: Grant, settlement: Settlement, *, returns_request: bool) -> Settled:
+        for tries_left in reversed(range(SETTLE_TRIES)):
+            try:
+                return self._end_once(grant, settlement, returns_request=returns_request)
+            except StoreUnavailableError:
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _end_once(self, grant: Grant, settlement: Settlement, *, returns_request: bool) -> Settled:
+        now = self._clock.now_seconds()
+        if settlement.used_tokens > grant.reservation.amount_tokens:
+            grant = self._stretch(grant, settlement.used_tokens)
+        reservation = grant.reservation
+        for _ in range(MAX_ROUNDS):
+            booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
+            written = self._meters.settle(
+                grant.key,
+                reservation,
+                booking,
+                tombstone_at_seconds=int(now) if grant.sent_twice else None,
+                drop_tombstones=grant.meter.old_tombstones(now),
+            )
+            if written.applied:
+                return Settled(booking.charged_tokens, booking.written_off_tokens, written.meter)
+            if written.conflict:
+                continue
+            stored = written.meter.reservations.get(reservation.id) if written.meter else None
+            if stored is None or stored.nonce != reservation.nonce:
+                return self._end_late(grant.key, reservation, settlement, returns_request=returns_request)
+            reservation = stored  # a top-up that was never answered did land
+        raise StoreUnavailableError("The usage store is busy.")
+
+    def _stretch(self, grant: Grant, used_tokens: int) -> Grant:
+        """Make the reservation as large as the use, or as large as the room allows."""
+        wanted = used_tokens - grant.reservation.amount_tokens
+        with suppress(QuotaExceededError):
+            return self.top_up(grant, wanted)
+        meter = self._meters.find(grant.key)
+        room = min(wanted, meter.room_tokens) if meter else 0
+        if meter is not None and room > 0:
+            with suppress(QuotaExceededError):
+                return self.top_up(replace(grant, overage_cap_tokens=meter.overage_cap_tokens), room)
+        return grant
+
+    def _end_late(
+        self, key: MeterKey, reservation: Reservation, settlement: Settlement, *, returns_request: bool
+    ) -> Settled:
+        """The reservation is gone: an earlier attempt of ours ended it, or the sweep did and the charge is corrected."""
+        for _ in range(MAX_ROUNDS):
+            expired = self._meters.find_expired(key, reservation)
+            if expired is None or expired.corrected:
+                booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
+                return Settled(booking.charged_tokens, booking.written_off_tokens, None, late=expired is not None)
+            meter = self._meters.find(key)
+            if meter is None:
+                break
+            most = expired.charged_tokens + max(0, meter.room_tokens)
+            booking = _booking(settlement, min(most, expired.amount_tokens), returns_request=returns_request)
+            if self._meters.correct(key, reservation, expired, booking, meter.overage_cap_tokens):
+                return Settled(booking.charged_tokens, booking.written_off_tokens, None, late=True)
+        raise StoreUnavailableError("The usage store is busy.")
+
+
+class _Attempt:
+    """One admission under way: what is asked for shrinks when clamped, what is known grows with each refusal."""
+
+    def __init__(self, ask: Ask, reservation: Reservation, overage_cap_tokens: int) -> None:
+        self.ask = ask
+        self.asked_output_tokens = ask.output_tokens
+        self.reservation = reservation
+        self.overage_cap_tokens = overage_cap_tokens
+        self.rate: RateStep | None = None
+        self.sent_twice = False
+
+    def landed(self, stored: Reservation) -> None:
+        """What stands in the table is ours: go on with its amount, which may be that of an earlier round."""
+        output_tokens = self.ask.affordable_output(stored.amount_tokens - stored.prompt_bound_tokens)
+        self.ask = replace(self.ask, output_tokens=min(self.asked_output_tokens, output_tokens))
+        self.reservation = stored
+
+    def grant(self, key: MeterKey, meter: Meter) -> Grant:
+        return Grant(
+            key=key,
+            reservation=self.reservation,
+            output_tokens=self.ask.output_tokens,
+            overage_cap_tokens=self.overage_cap_tokens,
+            meter=meter,
+            sent_twice=self.sent_twice,
+        )
+
+
+def _booking(settlement: Settlement, most_tokens: int, *, returns_request: bool) -> Booking:
+    charged = min(settlement.used_tokens, most_tokens)
+    return Booking(
+        charged_tokens=charged,
+        written_off_tokens=settlement.written_off_tokens + settlement.used_tokens - charged,
+        counts=settlement.counts,
+        cost_picousd=settlement.cost_picousd,
+        returns_request=returns_request,
+    )
+
+
+def _refuse_quota(plan: Plan, meter: Meter, ask: Ask, reason: str) -> NoReturn:
+    period = meter.key.period
+    what = "quota" if plan.hard else "overage cap"
+    message = (
+        f"The {what} of the usage period {period.start_at:%d %b} to {period.end_at:%d %b %Y} has no room for this call:"
+        f" {reason}. It renews on {period.end_at:%d %b %Y at %H:%M} UTC."
+    )
+    raise QuotaExceededError(
+        f"{message} {plan.upgrade_message}".rstrip(),
+        remaining_tokens=max(0, meter.room_tokens),
+        needed_tokens=ask.amount_tokens,
+        resets_at=period.end_at,
+        error_code="quota_exceeded" if plan.hard else "overage_cap_reached",
+    )

@@ -1,0 +1,643 @@
+"""The meter: one item that holds a user's usage period, and every write that changes it.
+
+Owns the exact DynamoDB requests of the ledger. Each write is one conditional UpdateItem or one transaction; its
+condition is written in named parts, so that a refusal can be explained and a test can switch one part off. Nothing
+here decides: `tollgate.flows.ledger` does. Names are short because the hot item must stay under 1 KB (1 WU a write);
+none is a reserved word. Late duplicates, lost answers and retries are expected; the conditions make them harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+from zlib import crc32
+
+from botocore.exceptions import ClientError
+
+from tollgate.domain.ledger import Meter, MeterKey, Reservation
+from tollgate.domain.periods import UsagePeriod
+from tollgate.domain.plans import Plan
+from tollgate.domain.tokens import TokenCounts
+from tollgate.storage.table import (
+    Table,
+    attributes,
+    condition_failed,
+    epoch_seconds,
+    error_code,
+    from_epoch_seconds,
+    item_of,
+    n,
+    plain,
+    s,
+    store_outages,
+    user_pk,
+)
+from tollgate.storage.users import profile_key
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
+
+SHARDS: Final = 16
+"""The period index is spread over this many partitions."""
+RECORD_SECONDS: Final = 90 * 24 * 3600
+"""Expired-reservation records are kept as long as request records."""
+MARKER_SECONDS: Final = 24 * 3600
+"""How long an idempotency key is remembered."""
+
+_CONFLICTS: Final = frozenset({"TransactionConflictException", "TransactionConflict", "TransactionInProgressException"})
+_FAILED: Final = "ConditionalCheckFailed"
+
+ALL_OLD: Final[Literal["ALL_OLD"]] = "ALL_OLD"
+ALL_NEW: Final[Literal["ALL_NEW"]] = "ALL_NEW"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The answer to one write of the meter."""
+
+    applied: bool
+    meter: Meter | None
+    """After an applied write the new meter, after a refused one what stands there (None: no meter)."""
+    sent_twice: bool = False
+    """The SDK sent the request more than once: a duplicate may still arrive."""
+    conflict: bool = False
+    """Refused only because a transaction was under way on the item: the same write may be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateStep:
+    """One GCRA step in epoch milliseconds: admit when the theoretical arrival time allows, then move it on.
+
+    Two forms, because conditions cannot compute a maximum: `idle` when the stored time has passed, else busy.
+    """
+
+    now_ms: int
+    interval_ms: int
+    tolerance_ms: int
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyMarker:
+    """The stored use of a client's idempotency key."""
+
+    reservation_id: str
+    body_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The record a sweep leaves, by which a late owner corrects its charge exactly once."""
+
+    amount_tokens: int
+    charged_tokens: int
+    corrected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """What one end of a reservation adds to the meter."""
+
+    charged_tokens: int
+    written_off_tokens: int
+    counts: TokenCounts
+    cost_picousd: int
+    returns_request: bool
+    """The call does not count against the request quota."""
+
+
+class Meters:
+    """Reads and writes meters. Every method raises StoreUnavailableError when the table does not answer."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def find(self, key: MeterKey) -> Meter | None:
+        """Access pattern: a user's meter of one usage period (consistent read)."""
+        return self.find_item(user_pk(key.tenant_id, key.user_id), _sk(key.period))
+
+    def find_item(self, pk: str, sk: str) -> Meter | None:
+        """The same by stored key, as listed by `list_shard`."""
+        with store_outages():
+            answer = self._table.client.get_item(
+                TableName=self._table.name, Key=attributes(PK=pk, SK=sk), ConsistentRead=True
+            )
+        return meter_of(answer["Item"]) if "Item" in answer else None
+
+    def list_shard(self, month: str, shard: int) -> Iterator[tuple[str, str]]:
+        """Access pattern: stored keys of all meters whose period starts in `month` (`2026-11`), one shard, paged."""
+        start: dict[str, Any] = {}
+        while True:
+            with store_outages():
+                answer = self._table.client.query(
+                    TableName=self._table.name,
+                    IndexName="GSI1",
+                    KeyConditionExpression="GSI1PK = :shard",
+                    ExpressionAttributeValues={":shard": s(_shard_pk(month, shard))},
+                    **start,
+                )
+            for item in answer["Items"]:
+                yield item["PK"]["S"], item["SK"]["S"]
+            if "LastEvaluatedKey" not in answer:
+                return
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
+    def create(self, key: MeterKey, plan: Plan, plan_version: int) -> bool:
+        """Open the meter of a period on the given plan; False when the profile carries another plan version by now.
+
+        A meter that already exists is left alone, and is no failure.
+        """
+        pk = user_pk(key.tenant_id, key.user_id)
+        item = attributes(
+            PK=pk,
+            SK=_sk(key.period),
+            Type="Meter",
+            GSI1PK=_shard_pk(key.period.start_at.strftime("%Y-%m"), crc32(key.user_id.encode()) % SHARDS),
+            GSI1SK=f"{key.tenant_id}#{key.user_id}",
+            start_at=epoch_seconds(key.period.start_at),
+            end_at=epoch_seconds(key.period.end_at),
+            quota=plan.stored_quota_tokens,
+            remaining=plan.stored_quota_tokens,
+            overage_cap=plan.overage_cap_tokens,
+            req_quota=plan.stored_quota_requests,
+            req_remaining=plan.stored_quota_requests,
+            plan_id=plan.id,
+            plan_version=plan_version,
+            **dict.fromkeys(_COUNTERS, 0),
+        )
+        reasons = self._transact(
+            [
+                self._check_plan_version(key, plan_version),
+                {
+                    "Put": {
+                        "TableName": self._table.name,
+                        "Item": item,
+                        "ConditionExpression": "attribute_not_exists(PK)",
+                    }
+                },
+            ]
+        )
+        return reasons is None or reasons[0].get("Code") != _FAILED
+
+    def reserve(
+        self,
+        key: MeterKey,
+        reservation: Reservation,
+        *,
+        plan: Plan,
+        plan_version: int,
+        overage_cap_tokens: int,
+        rate: RateStep | None,
+    ) -> Written:
+        """W1, the write before the first byte: hold the amount, one request, one stream slot and one rate step."""
+        return self._update(key, self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate))
+
+    def reserve_once(
+        self,
+        key: MeterKey,
+        reservation: Reservation,
+        *,
+        plan: Plan,
+        plan_version: int,
+        overage_cap_tokens: int,
+        rate: RateStep | None,
+        idempotency_key: str,
+        body_sha256: str,
+        now_seconds: int,
+    ) -> tuple[Written, IdempotencyMarker | None]:
+        """W1 together with the marker of the client's idempotency key; the marker found, if it was there before."""
+        update = self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate)
+        marker = attributes(
+            **_marker_key(key, idempotency_key),
+            Type="IdempotencyMarker",
+            reservation_id=reservation.id,
+            nonce=reservation.nonce,
+            body_sha256=body_sha256,
+            expires_at=now_seconds + MARKER_SECONDS,
+        )
+        put: TransactWriteItemTypeDef = {
+            "Put": {
+                "TableName": self._table.name,
+                "Item": marker,
+                "ConditionExpression": "attribute_not_exists(PK) OR expires_at < :now",
+                "ExpressionAttributeValues": {":now": n(now_seconds)},
+                "ReturnValuesOnConditionCheckFailure": ALL_OLD,
+            }
+        }
+        reasons = self._transact([put, self._in_transaction(key, update)])
+        if reasons is None:
+            # Transactions return no values and do not tell how often they were sent.
+            return Written(applied=True, meter=self.find(key), sent_twice=True), None
+        found = _marker_of(plain(reasons[0]["Item"])) if reasons[0].get("Item") else None
+        conflict = any(reason.get("Code") in _CONFLICTS for reason in reasons)
+        item = reasons[1].get("Item")
+        return Written(False, meter_of(item) if item else None, sent_twice=True, conflict=conflict), found
+
+    def forget_marker(self, key: MeterKey, idempotency_key: str, reservation: Reservation) -> None:
+        """Free an idempotency key whose reservation was given up, so that the client's own retry is served."""
+        with store_outages():
+            try:
+                self._table.client.delete_item(
+                    TableName=self._table.name,
+                    Key=attributes(**_marker_key(key, idempotency_key)),
+                    ConditionExpression="reservation_id = :id AND nonce = :nonce",
+                    ExpressionAttributeValues={":id": s(reservation.id), ":nonce": s(reservation.nonce)},
+                )
+            except ClientError as error:
+                if not condition_failed(error):
+                    raise
+
+    def top_up(self, key: MeterKey, reservation: Reservation, bigger: Reservation, overage_cap_tokens: int) -> Written:
+        """Replace an open reservation by a bigger one of the same owner."""
+        extra = bigger.amount_tokens - reservation.amount_tokens
+        return self._update(
+            key,
+            {
+                "UpdateExpression": "SET remaining = remaining - :extra, #r = :bigger",
+                "ConditionExpression": " AND ".join(
+                    (
+                        "#r = :reservation",  # still ours, still this amount
+                        "remaining >= :need",  # room, overage included
+                        "overage_cap = :cap",  # the cap this room was computed with
+                    )
+                ),
+                "ExpressionAttributeNames": {"#r": f"r#{reservation.id}"},
+                "ExpressionAttributeValues": {
+                    ":extra": n(extra),
+                    ":bigger": s(bigger.encode()),
+                    ":reservation": s(reservation.encode()),
+                    ":need": n(extra - overage_cap_tokens),
+                    ":cap": n(overage_cap_tokens),
+                },
+            },
+        )
+
+    def settle(
+        self,
+        key: MeterKey,
+        reservation: Reservation,
+        booking: Booking,
+        *,
+        tombstone_at_seconds: int | None,
+        drop_tombstones: tuple[str, ...] = (),
+    ) -> Written:
+        """W2, the write after the end: the exact stored value is the fence, so it happens once."""
+        names = {"#r": f"r#{reservation.id}"}
+        values = {**_booking_values(booking), ":one": n(1), ":reservation": s(reservation.encode())}
+        values[":back"] = n(reservation.amount_tokens - booking.charged_tokens)
+        tombstone = ""
+        if tombstone_at_seconds is not None:
+            tombstone = ", #x = :at"
+            names["#x"] = f"x#{reservation.id}"
+            values[":at"] = n(tombstone_at_seconds)
+        old = {f"#g{index}": f"x#{name}" for index, name in enumerate(drop_tombstones)}
+        return self._update(
+            key,
+            {
+                "UpdateExpression": f"{_BOOK}{tombstone} REMOVE {', '.join(('#r', *old))}",
+                "ConditionExpression": "#r = :reservation",
+                "ExpressionAttributeNames": {**names, **old},
+                "ExpressionAttributeValues": values,
+            },
+        )
+
+    def forbid(self, key: MeterKey, reservation_id: str, now_seconds: int) -> Written:
+        """Tombstone: a reserve that may still be under way must not land any more."""
+        return self._update(
+            key,
+            {
+                "UpdateExpression": "SET #x = :at",
+                "ConditionExpression": "attribute_exists(PK) AND attribute_not_exists(#r) AND attribute_not_exists(#x)",
+                "ExpressionAttributeNames": {"#r": f"r#{reservation_id}", "#x": f"x#{reservation_id}"},
+                "ExpressionAttributeValues": {":at": n(now_seconds)},
+            },
+        )
+
+    def expire(self, key: MeterKey, reservation: Reservation, booking: Booking, now_seconds: int) -> bool:
+        """Sweep one reservation and leave its expired-reservation record, together; False when it was ended before."""
+        record = attributes(
+            **_expired_key(key, reservation),
+            Type="ExpiredReservation",
+            period=key.period.id,
+            amount=reservation.amount_tokens,
+            charged=booking.charged_tokens,
+            written_off=booking.written_off_tokens,
+            outcome="expired",
+            swept_at=now_seconds,
+            expires_at=now_seconds + RECORD_SECONDS,
+        )
+        values = {**_booking_values(booking), ":one": n(1), ":reservation": s(reservation.encode())}
+        values[":back"] = n(reservation.amount_tokens - booking.charged_tokens)
+        values[":at"] = n(now_seconds)
+        update = {
+            "UpdateExpression": f"{_BOOK}, #x = :at REMOVE #r",
+            "ConditionExpression": "#r = :reservation",
+            "ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"},
+            "ExpressionAttributeValues": values,
+        }
+        put: TransactWriteItemTypeDef = {
+            "Put": {"TableName": self._table.name, "Item": record, "ConditionExpression": "attribute_not_exists(PK)"}
+        }
+        return self._transact([self._in_transaction(key, update), put]) is None
+
+    def find_expired(self, key: MeterKey, reservation: Reservation) -> Expired | None:
+        """Access pattern: the record of one swept reservation (consistent read)."""
+        with store_outages():
+            answer = self._table.client.get_item(
+                TableName=self._table.name, Key=attributes(**_expired_key(key, reservation)), ConsistentRead=True
+            )
+        if "Item" not in answer:
+            return None
+        item = plain(answer["Item"])
+        return Expired(item["amount"], item["charged"], corrected=item["outcome"] != "expired")
+
+    def correct(
+        self, key: MeterKey, reservation: Reservation, expired: Expired, booking: Booking, overage_cap_tokens: int
+    ) -> bool:
+        """Late correction: the swept charge becomes the true one, once; False when refused (read again).
+
+        `booking` holds the final figures; the meter moves by their difference from what the sweep booked.
+        """
+        more = booking.charged_tokens - expired.charged_tokens
+        more_written_off = booking.written_off_tokens - (expired.amount_tokens - expired.charged_tokens)
+        swept_returned_request = expired.charged_tokens == 0
+        fix: TransactWriteItemTypeDef = {
+            "Update": {
+                "TableName": self._table.name,
+                "Key": attributes(**_expired_key(key, reservation)),
+                "UpdateExpression": "SET outcome = :corrected, charged = :charged, written_off = :written_off",
+                "ConditionExpression": "outcome = :expired AND charged = :swept",
+                "ExpressionAttributeValues": {
+                    ":corrected": s("corrected"),
+                    ":expired": s("expired"),
+                    ":charged": n(booking.charged_tokens),
+                    ":written_off": n(booking.written_off_tokens),
+                    ":swept": n(expired.charged_tokens),
+                },
+            }
+        }
+        values = _booking_values(booking) | {
+            ":charged": n(more),
+            ":back": n(-more),
+            ":written_off": n(more_written_off),
+            ":requests": n(int(booking.returns_request) - int(swept_returned_request)),
+            ":one": n(0),  # the sweep has closed the stream slot
+        }
+        condition = "attribute_exists(PK)"
+        if more > 0:
+            condition += " AND overage_cap = :cap AND remaining >= :need"
+            values |= {":need": n(more - overage_cap_tokens), ":cap": n(overage_cap_tokens)}
+        meter = {"UpdateExpression": _BOOK, "ConditionExpression": condition, "ExpressionAttributeValues": values}
+        return self._transact([fix, self._in_transaction(key, meter)]) is None
+
+    def carry_plan(self, meter: Meter, plan: Plan, plan_version: int) -> bool:
+        """Bring a running meter to the profile's newer plan; False when either moved meanwhile."""
+        return (
+            self._transact([self._check_plan_version(meter.key, plan_version), self._resize(meter, plan, plan_version)])
+            is None
+        )
+
+    def change_plan(self, key: MeterKey, meter: Meter | None, plan: Plan, seen_version: int) -> bool:
+        """Move profile and running meter to `plan` as version `seen_version + 1`; False when either moved meanwhile."""
+        profile: TransactWriteItemTypeDef = {
+            "Update": {
+                "TableName": self._table.name,
+                "Key": profile_key(key.tenant_id, key.user_id),
+                "UpdateExpression": "SET plan_id = :plan, plan_version = :next",
+                "ConditionExpression": "plan_version = :seen",
+                "ExpressionAttributeValues": {
+                    ":plan": s(plan.id),
+                    ":next": n(seen_version + 1),
+                    ":seen": n(seen_version),
+                },
+            }
+        }
+        absent: TransactWriteItemTypeDef = {
+            "ConditionCheck": {
+                "TableName": self._table.name,
+                "Key": attributes(PK=user_pk(key.tenant_id, key.user_id), SK=_sk(key.period)),
+                "ConditionExpression": "attribute_not_exists(PK)",
+            }
+        }
+        return (
+            self._transact([profile, absent if meter is None else self._resize(meter, plan, seen_version + 1)]) is None
+        )
+
+    def _resize(self, meter: Meter, plan: Plan, plan_version: int) -> TransactWriteItemTypeDef:
+        return self._in_transaction(
+            meter.key,
+            {
+                "UpdateExpression": (
+                    "SET quota = :quota, remaining = remaining + :more, overage_cap = :cap, req_quota = :req_quota,"
+                    " req_remaining = req_remaining + :more_requests, plan_id = :plan, plan_version = :next"
+                ),
+                # The version moves with every change of the quota, so it stands for all that was seen.
+                "ConditionExpression": "plan_version = :seen",
+                "ExpressionAttributeValues": {
+                    ":quota": n(plan.stored_quota_tokens),
+                    ":more": n(plan.stored_quota_tokens - meter.quota_tokens),
+                    ":cap": n(plan.overage_cap_tokens),
+                    ":req_quota": n(plan.stored_quota_requests),
+                    ":more_requests": n(plan.stored_quota_requests - meter.quota_requests),
+                    ":plan": s(plan.id),
+                    ":next": n(plan_version),
+                    ":seen": n(meter.plan_version),
+                },
+            },
+        )
+
+    def _check_plan_version(self, key: MeterKey, plan_version: int) -> TransactWriteItemTypeDef:
+        return {
+            "ConditionCheck": {
+                "TableName": self._table.name,
+                "Key": profile_key(key.tenant_id, key.user_id),
+                "ConditionExpression": "plan_version = :version",
+                "ExpressionAttributeValues": {":version": n(plan_version)},
+            }
+        }
+
+    def _reserve_request(
+        self, reservation: Reservation, plan: Plan, plan_version: int, overage_cap_tokens: int, rate: RateStep | None
+    ) -> dict[str, Any]:
+        condition, update = _RESERVE_IF, _RESERVE
+        values = {
+            ":amount": n(reservation.amount_tokens),
+            ":need": n(reservation.amount_tokens - overage_cap_tokens),
+            ":reservation": s(reservation.encode()),
+            ":one": n(1),
+            ":max_open": n(plan.max_open_reservations),
+            ":version": n(plan_version),
+            ":cap": n(overage_cap_tokens),
+        }
+        if rate is not None:
+            form = _RATE_IDLE if rate.idle else _RATE_BUSY
+            condition, update = f"{condition} AND {form[0]}", f"{update}, {form[1]}"
+            values[":now"] = n(rate.now_ms)
+            if rate.idle:
+                values[":next"] = n(rate.now_ms + rate.interval_ms)
+            else:
+                values |= {":interval": n(rate.interval_ms), ":latest": n(rate.now_ms + rate.tolerance_ms)}
+        return {
+            "UpdateExpression": update,
+            "ConditionExpression": condition,
+            "ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"},
+            "ExpressionAttributeValues": values,
+        }
+
+    def _in_transaction(self, key: MeterKey, request: dict[str, Any]) -> TransactWriteItemTypeDef:
+        update: Any = {
+            "TableName": self._table.name,
+            "Key": attributes(PK=user_pk(key.tenant_id, key.user_id), SK=_sk(key.period)),
+            "ReturnValuesOnConditionCheckFailure": ALL_OLD,
+            **request,
+        }
+        return {"Update": update}
+
+    def _update(self, key: MeterKey, request: dict[str, Any]) -> Written:
+        with store_outages():
+            try:
+                answer = self._table.client.update_item(
+                    TableName=self._table.name,
+                    Key=attributes(PK=user_pk(key.tenant_id, key.user_id), SK=_sk(key.period)),
+                    ReturnValues=ALL_NEW,
+                    ReturnValuesOnConditionCheckFailure=ALL_OLD,
+                    **request,
+                )
+            except ClientError as error:
+                twice = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+                if condition_failed(error):
+                    item = item_of(error)
+                    return Written(False, meter_of(item) if item else None, sent_twice=twice)
+                if error_code(error) in _CONFLICTS:
+                    return Written(False, None, sent_twice=twice, conflict=True)
+                raise
+        return Written(
+            True, meter_of(answer["Attributes"]), sent_twice=answer["ResponseMetadata"].get("RetryAttempts", 0) > 0
+        )
+
+    def _transact(self, items: list[TransactWriteItemTypeDef]) -> list[dict[str, Any]] | None:
+        """None when applied, else DynamoDB's reason for each item.
+
+        botocore fills in ClientRequestToken, so its own retries of one call are applied once (ten minutes).
+        """
+        with store_outages():
+            try:
+                self._table.client.transact_write_items(TransactItems=items)
+            except ClientError as error:
+                if error_code(error) != "TransactionCanceledException":
+                    raise
+                reasons: list[Any] = error.response.get("CancellationReasons", [])
+                return reasons
+        return None
+
+
+_COUNTERS: Final = (
+    "settled",
+    "written_off",
+    "open_count",
+    "rate_tat",
+    "t_in",
+    "t_out",
+    "t_w5",
+    "t_w1",
+    "t_rd",
+    "picousd",
+)
+
+_RESERVE: Final = (
+    "SET remaining = remaining - :amount, req_remaining = req_remaining - :one,"
+    " open_count = open_count + :one, #r = :reservation"
+)
+_RESERVE_IF: Final = " AND ".join(
+    (
+        "attribute_exists(PK)",  # the meter is there
+        "attribute_not_exists(#r)",  # not reserved yet: an earlier attempt of ours, or an id collision
+        "attribute_not_exists(#x)",  # not ended before: a late duplicate must not revive a reservation
+        "remaining >= :need",  # room for the amount, overage included
+        "req_remaining >= :one",  # a request is left
+        "open_count < :max_open",  # a stream slot is free
+        "plan_version = :version",  # the plan in hand is the one in force
+        "overage_cap = :cap",  # the cap this room was computed with
+    )
+)
+_RATE_IDLE: Final = ("rate_tat <= :now", "rate_tat = :next")
+_RATE_BUSY: Final = ("rate_tat > :now AND rate_tat <= :latest", "rate_tat = rate_tat + :interval")
+
+_BOOK: Final = (
+    "SET remaining = remaining + :back, settled = settled + :charged, written_off = written_off + :written_off,"
+    " open_count = open_count - :one, req_remaining = req_remaining + :requests,"
+    " t_in = t_in + :in, t_out = t_out + :out, t_w5 = t_w5 + :w5, t_w1 = t_w1 + :w1, t_rd = t_rd + :rd,"
+    " picousd = picousd + :picousd"
+)
+
+
+def _booking_values(booking: Booking) -> dict[str, AttributeValueTypeDef]:
+    return {
+        ":charged": n(booking.charged_tokens),
+        ":written_off": n(booking.written_off_tokens),
+        ":requests": n(int(booking.returns_request)),
+        ":in": n(booking.counts.input_tokens),
+        ":out": n(booking.counts.output_tokens),
+        ":w5": n(booking.counts.cache_write_5m_tokens),
+        ":w1": n(booking.counts.cache_write_1h_tokens),
+        ":rd": n(booking.counts.cache_read_tokens),
+        ":picousd": n(booking.cost_picousd),
+    }
+
+
+def _sk(period: UsagePeriod) -> str:
+    return f"USAGE#{period.id}"
+
+
+def _shard_pk(month: str, shard: int) -> str:
+    return f"PERIOD#{month}#{shard}"
+
+
+def _expired_key(key: MeterKey, reservation: Reservation) -> dict[str, str]:
+    return {
+        "PK": user_pk(key.tenant_id, key.user_id),
+        "SK": f"EXPIRED#{key.period.id}#{reservation.id}#{reservation.nonce}",
+    }
+
+
+def _marker_key(key: MeterKey, idempotency_key: str) -> dict[str, str]:
+    return {"PK": user_pk(key.tenant_id, key.user_id), "SK": f"IDEM#{idempotency_key}"}
+
+
+def _marker_of(item: dict[str, Any]) -> IdempotencyMarker:
+    return IdempotencyMarker(reservation_id=item["reservation_id"], body_sha256=item["body_sha256"])
+
+
+def meter_of(item: Mapping[str, Any]) -> Meter:
+    """The stored item as a value."""
+    plain_item = plain(item)
+    _, tenant_id, _, user_id = plain_item["PK"].split("#", 3)
+    period = UsagePeriod(from_epoch_seconds(plain_item["start_at"]), from_epoch_seconds(plain_item["end_at"]))
+    reservations = {
+        name[2:]: Reservation.decode(name[2:], text) for name, text in plain_item.items() if name.startswith("r#")
+    }
+    return Meter(
+        key=MeterKey(tenant_id, user_id, period),
+        quota_tokens=plain_item["quota"],
+        overage_cap_tokens=plain_item["overage_cap"],
+        remaining_tokens=plain_item["remaining"],
+        settled_tokens=plain_item["settled"],
+        written_off_tokens=plain_item["written_off"],
+        quota_requests=plain_item["req_quota"],
+        remaining_requests=plain_item["req_remaining"],
+        open_count=plain_item["open_count"],
+        rate_tat_ms=plain_item["rate_tat"],
+        plan_id=plain_item["plan_id"],
+        plan_version=plain_item["plan_version"],
+        counts=TokenCounts(
+            input_tokens=plain_item["t_in"],
+            output_tokens=plain_item["t_out"],
+            cache_write_5m_tokens=plain_item["t_w5"],
+            cache_write_1h_tokens=plain_item["t_w1"],
+            cache_read_tokens=plain_item["t_rd"],
+        ),
+        cost_picousd=plain_item["picousd"],
+        reservations=reservations,
+        tombstones={name[2:]: at for name, at in plain_item.items() if name.startswith("x#")},
+    )
