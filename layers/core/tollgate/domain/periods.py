@@ -31,8 +31,11 @@ def period_at(kind: PeriodKind, anchor_at: datetime, instant: datetime) -> Usage
     """The usage period that contains `instant`.
 
     Anchored months start on the anchor's day and time of each month, or on the month's last day where that day does
-    not exist (an anchor of the 31st gives 28 February, then 31 March: it never drifts).
+    not exist (an anchor of the 31st gives 28 February, then 31 March: it never drifts). Both instants must be aware:
+    a naive one would mean whatever time zone the machine is set to, and is refused with ValueError.
     """
+    if anchor_at.utcoffset() is None or instant.utcoffset() is None:
+        raise ValueError("a usage period needs aware instants, got a naive one")
     anchor = datetime(1970, 1, 1, tzinfo=UTC) if kind is PeriodKind.CALENDAR_MONTH else anchor_at.astimezone(UTC)
     anchor = anchor.replace(microsecond=0)
     moment = instant.astimezone(UTC)

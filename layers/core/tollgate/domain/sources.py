@@ -1,8 +1,12 @@
-"""What logic may not make for itself: time and randomness. The real ones are in `tollgate.wiring`."""
+"""What logic may not make for itself: time, randomness, log lines. The real ones are in `tollgate.wiring`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Report = Callable[[str, Exception], None]
+"""Told of a failure that was survived: the event's name, and an error of ours whose text is fit for a log."""
 
 
 class Clock(Protocol):

@@ -10,7 +10,6 @@ when something is swept, never for whether the sums are right. `tests/simulation
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from dataclasses import replace
 from math import ceil
@@ -44,8 +43,6 @@ from tollgate.domain.principals import Account
 from tollgate.domain.sources import Clock, IdSource
 from tollgate.domain.tokens import TokenCounts
 from tollgate.storage.meters import Booking, Meters, RateStep, Written
-
-logger = logging.getLogger(__name__)
 
 SETTLE_TRIES: Final = 2
 """Whole SDK calls (three attempts each) spent on a settlement before it is left to the sweep."""
@@ -102,7 +99,8 @@ class Ledger:
                 break
             current, cap = stored, meter.overage_cap_tokens
         raise QuotaExceededError(
-            "This answer needs more of the usage period's quota than is left.",
+            "This answer needs more of the usage period's quota than is left."
+            f" It renews on {grant.key.period.end_at:%d %b %Y at %H:%M} UTC.",
             remaining_tokens=grant.meter.remaining_tokens,
             needed_tokens=extra_tokens,
             resets_at=grant.key.period.end_at,
@@ -121,7 +119,10 @@ class Ledger:
         return self._end(grant, Settlement(used_tokens=0), returns_request=True)
 
     def sweep(self, meter: Meter, policy: ExpiryPolicy, *, most: int | None = None) -> int:
-        """End the reservations whose owners are dead for sure, oldest first; how many this call ended."""
+        """End the reservations whose owners are dead for sure, oldest first; how many this call ended.
+
+        Each leaves an expired-reservation record, which is where what was charged and written off can be seen.
+        """
         now = self._clock.now_seconds()
         ended = 0
         for reservation in meter.expired(now)[:most]:
@@ -135,15 +136,6 @@ class Ledger:
             )
             if self._meters.expire(meter.key, reservation, booking, int(now)):
                 ended += 1
-                logger.warning(
-                    "reservation_expired",
-                    extra={
-                        "reservation_id": reservation.id,
-                        "charged_tokens": charged,
-                        "written_off_tokens": booking.written_off_tokens,
-                        "period": meter.key.period.id,
-                    },
-                )
         return ended
 
     def change_plan(self, account: Account, key: MeterKey, plan: Plan) -> None:
@@ -375,7 +367,7 @@ class Ledger:
     def _end_late(
         self, key: MeterKey, reservation: Reservation, settlement: Settlement, *, returns_request: bool
     ) -> Settled:
-        """The reservation is gone: an earlier attempt of ours ended it, or the sweep did and the charge is corrected."""
+        """The reservation is gone: our own earlier attempt ended it, or the sweep did and the charge is corrected."""
         for _ in range(MAX_ROUNDS):
             expired = self._meters.find_expired(key, reservation)
             if expired is None or expired.corrected:

@@ -20,9 +20,10 @@ import jwt
 from jwt.algorithms import RSAAlgorithm
 
 from tollgate.domain.errors import AuthenticationError, UpstreamUnavailableError
-from tollgate.domain.sources import Clock
+from tollgate.domain.sources import Clock, Report
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
+MAX_NAME_LENGTH: Final = 128  # of a subject or client id, both of which become keys; Cognito's are 36 and 26
 LEEWAY_SECONDS: Final = 30
 LONGEST_LIFE_SECONDS: Final = 24 * 3600  # Cognito's own maximum for access tokens
 
@@ -94,12 +95,13 @@ class SigningKeys:
 
     Fetched at the first token, then hourly; an unknown key id (a rotation, or a guess) fetches too. No two attempts
     are closer than the cooldown, whether they succeed or fail, so neither a flood of made-up ids nor an outage turns
-    into a fetch per request. After a failure the last good set serves for up to 24 hours.
+    into a fetch per request. After a failure, which is reported, the last good set serves for up to 24 hours.
     """
 
-    def __init__(self, source: KeySetUrl, clock: Clock) -> None:
+    def __init__(self, source: KeySetUrl, clock: Clock, report: Report) -> None:
         self._source = source
         self._clock = clock
+        self._report = report
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._good_at_seconds: float | None = None
         self._tried_at_seconds: float | None = None
@@ -130,9 +132,10 @@ class SigningKeys:
         self._tried_at_seconds = now
         try:
             keys = signing_keys_of(self._source.fetch())
-        except KeyFetchError:
-            return
-        self._keys, self._good_at_seconds = keys, now
+        except KeyFetchError as error:
+            self._report("key_set_unavailable", error)
+        else:
+            self._keys, self._good_at_seconds = keys, now
 
 
 def signing_keys_of(document: bytes) -> dict[str, jwt.PyJWK]:
@@ -209,26 +212,32 @@ class TokenVerifier:
 
     def _check_claims(self, claims: dict[str, Any]) -> AccessToken:
         now = self._clock.now_seconds()
-        subject, client_id = claims.get("sub"), claims.get("client_id")
-        expires_at, not_before, issued_at = claims.get("exp"), claims.get("nbf", 0), claims.get("iat")
-        good = (
-            claims.get("iss") == self._issuer
-            and claims.get("token_use") == "access"
-            and isinstance(client_id, str)
-            and client_id in self._client_ids
-            and isinstance(subject, str)
-            and 0 < len(subject) <= 128
-            and all(_is_whole(instant) for instant in (expires_at, not_before, issued_at))
-        )
-        if not good or issued_at > now + LEEWAY_SECONDS or not_before > now + LEEWAY_SECONDS:
-            raise AuthenticationError(_INVALID)
-        if expires_at >= now + LONGEST_LIFE_SECONDS + LEEWAY_SECONDS:
+        client_id = _text(claims, "client_id")
+        expires_at = _whole(claims, "exp")
+        starts_at = max(_whole(claims, "iat"), _whole(claims, "nbf") if "nbf" in claims else 0)
+        if (
+            claims.get("iss") != self._issuer
+            or claims.get("token_use") != "access"
+            or client_id not in self._client_ids
+            or starts_at > now + LEEWAY_SECONDS
+            or expires_at >= now + LONGEST_LIFE_SECONDS + LEEWAY_SECONDS
+        ):
             raise AuthenticationError(_INVALID)
         if expires_at <= now - LEEWAY_SECONDS:
             raise AuthenticationError("The access token has expired. Sign in again.", error_code="expired")
-        return AccessToken(sub=subject, client_id=client_id, expires_at_seconds=expires_at)
+        return AccessToken(sub=_text(claims, "sub"), client_id=client_id, expires_at_seconds=expires_at)
 
 
-def _is_whole(value: object) -> bool:
-    """A JSON integer. True, 1.0 and "1" are not, though Python or a library would take them."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def _text(claims: dict[str, Any], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH:
+        raise AuthenticationError(_INVALID)
+    return value
+
+
+def _whole(claims: dict[str, Any], name: str) -> int:
+    """A JSON integer. `true`, 1.0 and "1" are none, though Python or a library would take them."""
+    value = claims.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise AuthenticationError(_INVALID)
+    return value

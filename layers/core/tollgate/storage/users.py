@@ -19,7 +19,6 @@ from tollgate.storage.table import (
     item_of,
     plain,
     s,
-    s,
     store_outages,
     user_pk,
 )

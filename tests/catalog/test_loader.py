@@ -1,0 +1,360 @@
+"""A catalog is read strictly: whatever could sell tokens for free or at a guess is refused, with its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tollgate.catalog.loader import CatalogError, load_catalog, read_catalog
+from tollgate.domain.plans import ExpiryPolicy, PeriodKind, QuotaKind
+
+PLANS = """
+default_plan = "small"
+
+[plans.small]
+name = "Small"
+price_cents = 0
+quota_kind = "hard"
+quota_tokens = 1_000
+models = ["claude-a"]
+max_open_reservations = 2
+expiry_policy = "strict"
+period_kind = "calendar_month"
+
+[plans.large]
+name = "Large"
+price_cents = 2_900
+quota_kind = "soft"
+quota_tokens = 2_000
+overage_cap_tokens = 500
+overage_price_microusd_per_1k_tokens = 20_000
+models = ["a-latest", "claude-b"]
+requests_per_minute = 60
+burst_requests = 10
+max_open_reservations = 4
+max_output_tokens = 8_000
+slice_output_tokens = 4_000
+expiry_policy = "input"
+period_kind = "anchored_month"
+upgrade_message = "Ask us."
+"""
+PRICE = "{ input = 1_000, output = 2_000, cache_write_5m = 3_000, cache_write_1h = 4_000, cache_read = 5_000 }"
+ROW = f"""
+[[models.claude-a.prices]]
+effective_from = 2026-01-01
+microusd_per_mtok = {PRICE}
+batch_permille = 500
+us_only_permille = 1_100
+web_search_microusd = 10_000
+"""
+MODELS = f"""
+[models.claude-a]
+display_name = "A"
+description = "The first"
+context_tokens = 200_000
+max_output_tokens = 64_000
+created_at = 2026-01-01
+aliases = ["a-latest"]
+weights = {{ output = 5_000 }}
+{ROW}
+[models.claude-b]
+display_name = "B"
+description = "The second"
+context_tokens = 200_000
+max_output_tokens = 64_000
+created_at = 2026-02-01
+retires_at = 2027-02-01
+{ROW.replace("claude-a", "claude-b")}"""
+
+
+def write(folder: Path, plans: str = PLANS, models: str = MODELS) -> Path:
+    (folder / "plans.toml").write_text(plans, encoding="utf-8")
+    (folder / "models.toml").write_text(models, encoding="utf-8")
+    return folder
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert old in text, "the change would test nothing"
+    return text.replace(old, new, 1)
+
+
+def test_a_plan_is_what_its_table_says(tmp_path: Path) -> None:
+    plan = read_catalog(write(tmp_path), "mine").plan("large")
+
+    assert (plan.id, plan.name, plan.price_cents) == ("large", "Large", 2_900)
+    assert (plan.quota_kind, plan.quota_tokens, plan.quota_requests) == (QuotaKind.SOFT, 2_000, None)
+    assert (plan.overage_cap_tokens, plan.overage_price_microusd_per_1k_tokens) == (500, 20_000)
+    assert plan.models == {"claude-a", "claude-b"}, "aliases are resolved"
+    assert (plan.requests_per_minute, plan.burst_requests, plan.max_open_reservations) == (60, 10, 4)
+    assert (plan.max_output_tokens, plan.slice_output_tokens) == (8_000, 4_000)
+    assert (plan.expiry_policy, plan.period_kind) == (ExpiryPolicy.INPUT, PeriodKind.ANCHORED_MONTH)
+    assert plan.upgrade_message == "Ask us."
+
+
+def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
+    plan = read_catalog(write(tmp_path), "mine").plan("small")
+
+    assert plan.quota_requests is plan.requests_per_minute is plan.max_output_tokens is plan.slice_output_tokens is None
+    assert (plan.overage_cap_tokens, plan.burst_requests, plan.upgrade_message) == (0, 0, "")
+
+
+def test_all_models_are_allowed_only_by_saying_so(tmp_path: Path) -> None:
+    plans = changed(PLANS, 'models = ["claude-a"]', 'models = "all"')
+
+    assert read_catalog(write(tmp_path, plans), "mine").plan("small").models == frozenset()
+
+
+def test_a_model_is_what_its_table_says(tmp_path: Path) -> None:
+    model = read_catalog(write(tmp_path), "mine").models["claude-a"]
+
+    assert (model.display_name, model.description) == ("A", "The first")
+    assert (model.context_tokens, model.max_output_tokens) == (200_000, 64_000)
+    assert model.created_at.isoformat() == "2026-01-01T00:00:00+00:00"
+    assert model.retires_at is None
+    assert (model.weights.input, model.weights.output) == (1_000, 5_000), "what is left out counts as one"
+    [row] = model.prices
+    assert (row.standard.input, row.standard.cache_read, row.fast) == (1_000, 5_000, None)
+    assert (row.batch_permille, row.us_only_permille, row.web_search_microusd) == (500, 1_100, 10_000)
+
+
+def test_rows_are_sorted_whatever_their_order_in_the_file(tmp_path: Path) -> None:
+    sized = changed(ROW, "microusd_per_mtok", "max_prompt_tokens = 1_000\nmicrousd_per_mtok")
+    later = changed(ROW, "2026-01-01", "2026-06-01")
+    models = changed(MODELS, ROW, later + ROW + sized)
+
+    prices = read_catalog(write(tmp_path, models=models), "mine").models["claude-a"].prices
+
+    assert [(row.effective_from.month, row.max_prompt_tokens) for row in prices] == [(1, 1_000), (1, None), (6, None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("claude-a", "claude-a"),
+        ("a-latest", "claude-a"),
+        ("claude-b-20260201", "claude-b"),
+        ("a-latest-20260201", "claude-a"),
+        ("claude-b-2026020", None),
+        ("claude-b-202602011", None),
+        ("claude-b-2026020x", None),
+        ("claude-b-²⁰²⁶⁰²⁰¹", None),
+        ("claude-b-20260201-20260201", None),
+        ("claude-c", None),
+        ("claude-c-20260201", None),
+        ("Claude-A", None),
+        ("20260201", None),
+        ("-20260201", None),
+        ("", None),
+    ],
+)
+def test_a_model_is_found_by_id_alias_or_dated_snapshot(tmp_path: Path, name: str, model_id: str | None) -> None:
+    model = read_catalog(write(tmp_path), "mine").resolve_model(name)
+
+    assert (model.id if model else None) == model_id
+
+
+def test_a_folder_without_models_uses_the_shipped_ones(tmp_path: Path) -> None:
+    plans = PLANS.replace("claude-a", "claude-haiku-5-5").replace("a-latest", "claude-haiku-4-5")
+    (tmp_path / "plans.toml").write_text(plans.replace("claude-b", "claude-opus-5"), encoding="utf-8")
+
+    assert read_catalog(tmp_path, "mine").models == load_catalog("default").models
+
+
+def test_a_plan_that_users_are_on_but_the_file_lost_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"plans\.toml \[plans\.gone\]: no such plan") as raised:
+        read_catalog(write(tmp_path), "mine").plan("gone")
+    assert raised.value.table == "plans.gone"
+
+
+def test_a_shared_catalog_cannot_be_changed(tmp_path: Path) -> None:
+    """It lives as long as the process and serves every tenant."""
+    catalog = read_catalog(write(tmp_path), "mine")
+    with pytest.raises(TypeError):
+        catalog.plans["small"] = catalog.plans["large"]  # type: ignore[index]
+    with pytest.raises(TypeError):
+        catalog.models.clear()  # type: ignore[attr-defined] if False else None
+
+
+PLAN_FAULTS = [
+    pytest.param('name = "Small"', "nmae = 1", "plans.small", "nmae", "unknown key", id="a key that does not exist"),
+    pytest.param('name = "Small"', "", "plans.small", "name", "is missing", id="a key left out"),
+    pytest.param('"Small"', '" "', "plans.small", "name", "must be text", id="an empty name"),
+    pytest.param('"Small"', "7", "plans.small", "name", "must be text", id="a number for a name"),
+    pytest.param("cents = 0", "cents = -1", "plans.small", "price_cents", "from 0", id="a negative price"),
+    pytest.param("cents = 0", "cents = 0.0", "plans.small", "price_cents", "whole numbers", id="a float price"),
+    pytest.param("cents = 0", "cents = true", "plans.small", "price_cents", "whole number", id="a truth for a price"),
+    pytest.param("cents = 0", 'cents = "0"', "plans.small", "price_cents", "whole number", id="text for a price"),
+    pytest.param('"hard"', '"harsh"', "plans.small", "quota_kind", "hard, soft", id="a kind that does not exist"),
+    pytest.param("tokens = 1_000", "tokens = 0", "plans.small", "quota_tokens", "from 1", id="a quota of nothing"),
+    pytest.param(
+        "tokens = 1_000",
+        "tokens = 1_000_000_000_000_001",
+        "plans.small",
+        "quota_tokens",
+        "to 1000000000000000",
+        id="a quota beyond what the table counts exactly",
+    ),
+    pytest.param(
+        "quota_tokens = 1_000", "", "plans.small", "quota_kind", "neither", id="a hard quota with nothing to hold"
+    ),
+    pytest.param(
+        "quota_tokens = 1_000",
+        "quota_tokens = 1_000\noverage_cap_tokens = 1",
+        "plans.small",
+        "overage_cap_tokens",
+        "only a soft quota",
+        id="overage beyond a hard quota",
+    ),
+    pytest.param(
+        "quota_tokens = 1_000",
+        "quota_tokens = 1_000\nslice_output_tokens = 1",
+        "plans.small",
+        "slice_output_tokens",
+        "only soft",
+        id="slices of a hard quota",
+    ),
+    pytest.param(
+        "overage_cap_tokens = 500", "", "plans.large", "overage_cap_tokens", "is missing", id="overage without a cap"
+    ),
+    pytest.param(
+        "overage_price_microusd_per_1k_tokens = 20_000",
+        "",
+        "plans.large",
+        "overage_price_microusd_per_1k_tokens",
+        "is missing",
+        id="overage without a price",
+    ),
+    pytest.param(
+        "quota_tokens = 2_000",
+        "quota_requests = 2_000",
+        "plans.large",
+        "overage_cap_tokens",
+        "only a soft quota of tokens",
+        id="overage of calls",
+    ),
+    pytest.param("burst_requests = 10", "", "plans.large", "burst_requests", "together", id="a rate without a burst"),
+    pytest.param(
+        "requests_per_minute = 60", "", "plans.large", "burst_requests", "together", id="a burst without a rate"
+    ),
+    pytest.param(
+        "slice_output_tokens = 4_000",
+        "slice_output_tokens = 8_001",
+        "plans.large",
+        "slice_output_tokens",
+        "more than max_output_tokens",
+        id="a slice above the whole",
+    ),
+    pytest.param('["claude-a"]', "[]", "plans.small", "models", "list of names", id="an empty list of models"),
+    pytest.param('["claude-a"]', '"claude-a"', "plans.small", "models", '"all"', id="a model that is not in a list"),
+    pytest.param('["claude-a"]', '["claude-x"]', "plans.small", "models", "claude-x", id="a model that does not exist"),
+    pytest.param('["claude-a"]', '["claude-a", "claude-a"]', "plans.small", "models", "twice", id="a model twice"),
+    pytest.param('["claude-a"]', "[1]", "plans.small", "models", "list of names", id="a number in the list"),
+    pytest.param("reservations = 2", "reservations = 0", "plans.small", "max_open_reservations", "from 1", id="none"),
+    pytest.param('"strict"', '"strcit"', "plans.small", "expiry_policy", "strict, input, void", id="a policy misspelt"),
+    pytest.param('"calendar_month"', '"week"', "plans.small", "period_kind", "anchored_month", id="a period misspelt"),
+    pytest.param('= "small"', '= "tiny"', "", "default_plan", "none of the plans", id="a default that does not exist"),
+    pytest.param('default_plan = "small"', "", "", "default_plan", "is missing", id="no default"),
+    pytest.param("default_plan", "x = 1\ndefault_plan", "", "x", "unknown key", id="an unknown key at the top"),
+    pytest.param("[plans.small]", "[plans]\nx = 1\n[plans.small]", "plans.x", "", "must be a table", id="no table"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "table", "key", "problem"), PLAN_FAULTS)
+def test_a_fault_in_the_plans_is_named(
+    tmp_path: Path, old: str, new: str, table: str, key: str, problem: str
+) -> None:
+    with pytest.raises(CatalogError) as raised:
+        read_catalog(write(tmp_path, plans=changed(PLANS, old, new)), "mine")
+
+    assert (raised.value.file, raised.value.table, raised.value.key) == ("plans.toml", table, key)
+    assert problem in str(raised.value)
+
+
+A_ROW = "models.claude-a.prices #1"
+MODEL_FAULTS = [
+    pytest.param('name = "A"', 'name = "A"\nname = "A"', "models.claude-a", "name", "unknown key", id="unknown key"),
+    pytest.param("display_name", "#", "models.claude-a", "display_name", "is missing", id="a key left out"),
+    pytest.param("context_tokens = 200_000", "context_tokens = 0", "models.claude-a", "context_tokens", "from 1", id="no context"),
+    pytest.param("created_at = 2026-01-01", 'created_at = "2026-01-01"', "models.claude-a", "created_at", "a date", id="a date as text"),
+    pytest.param("created_at = 2026-01-01", "created_at = 2026-01-01T00:00:00Z", "models.claude-a", "created_at", "a date", id="an instant for a date"),
+    pytest.param('["a-latest"]', '["claude-b"]', "models.claude-a", "aliases", "already names claude-b", id="an alias that is a model"),
+    pytest.param("retires_at", 'aliases = ["a-latest"]\nretires_at', "models.claude-b", "aliases", "already names claude-a", id="an alias twice"),
+    pytest.param("{ output = 5_000 }", "{ output = 0 }", "models.claude-a.weights", "output", "from 1", id="output that counts for nothing"),
+    pytest.param("{ output = 5_000 }", "{ output = 5.0 }", "models.claude-a.weights", "output", "whole numbers", id="a float weight"),
+    pytest.param("{ output = 5_000 }", "{ thinking = 1 }", "models.claude-a.weights", "thinking", "unknown key", id="a kind that does not exist"),
+    pytest.param("{ output = 5_000 }", "{ input = -1 }", "models.claude-a.weights", "input", "from 0", id="a negative weight"),
+    pytest.param(ROW, "", "models.claude-a", "prices", "is missing", id="no price row"),
+    pytest.param(ROW, "prices = []", "models.claude-a", "prices", "one or more tables", id="an empty list of rows"),
+    pytest.param(ROW, ROW + ROW, "models.claude-a.prices", "effective_from", "overlap", id="two rows for the same prompts and date"),
+    pytest.param("effective_from = 2026-01-01", "effective_from = 2026-01-01\nmax_prompt_tokens = 9", "models.claude-a.prices", "max_prompt_tokens", "above 9", id="no row for larger prompts"),
+    pytest.param("effective_from = 2026-01-01\n", "", A_ROW, "effective_from", "is missing", id="a row without a date"),
+    pytest.param("input = 1_000", "input = 1.0", f"{A_ROW}.microusd_per_mtok", "input", "whole numbers", id="a float price"),
+    pytest.param("input = 1_000", "input = 0", f"{A_ROW}.microusd_per_mtok", "input", "from 1", id="a price of nothing"),
+    pytest.param("input = 1_000", "input = -1", f"{A_ROW}.microusd_per_mtok", "input", "from 1", id="a negative price"),
+    pytest.param(", cache_read = 5_000", "", f"{A_ROW}.microusd_per_mtok", "cache_read", "is missing", id="a kind without a price"),
+    pytest.param("input = 1_000", "input = 1_001", f"{A_ROW}.microusd_per_mtok", "input", "no whole batch", id="a price that does not halve"),
+    pytest.param("input = 1_000", "input = 1_002", f"{A_ROW}.microusd_per_mtok", "input", "no whole batch", id="a price without a whole surcharge"),
+    pytest.param("batch_permille = 500", "batch_permille = 1_001", A_ROW, "batch_permille", "to 1000", id="batch above the price"),
+    pytest.param("us_only_permille = 1_100", "us_only_permille = 999", A_ROW, "us_only_permille", "from 1000", id="a surcharge below the price"),
+    pytest.param("web_search_microusd = 10_000", "web_search_microusd = 0.01", A_ROW, "web_search_microusd", "whole numbers", id="a float search price"),
+    pytest.param(f"microusd_per_mtok = {PRICE}", "microusd_per_mtok = 3", A_ROW, "microusd_per_mtok", "must be a table", id="one price for all kinds"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "table", "key", "problem"), MODEL_FAULTS)
+def test_a_fault_in_the_models_is_named(
+    tmp_path: Path, old: str, new: str, table: str, key: str, problem: str
+) -> None:
+    with pytest.raises(CatalogError) as raised:
+        read_catalog(write(tmp_path, models=changed(MODELS, old, new)), "mine")
+
+    assert (raised.value.file, raised.value.table, raised.value.key) == ("models.toml", table, key)
+    assert problem in str(raised.value)
+
+
+def test_an_error_reads_as_a_place_and_a_reason(tmp_path: Path) -> None:
+    plans = changed(PLANS, "price_cents = 2_900", "price_cents = 29.0")
+    with pytest.raises(CatalogError) as raised:
+        read_catalog(write(tmp_path, plans=plans), "mine")
+
+    reason = "is 29.0; money and tokens are whole numbers, in the unit the key names"
+    assert str(raised.value) == f"plans.toml [plans.large] price_cents: {reason}"
+
+
+def test_a_file_that_is_not_toml_is_named_with_the_line(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"^plans\.toml: is not TOML: .*line 2"):
+        read_catalog(write(tmp_path, plans="\ndefault_plan = small"), "mine")
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "plans.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(CatalogError, match=r"^plans\.toml: cannot be read"):
+        read_catalog(tmp_path, "mine")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"^plans\.toml: cannot be read"):
+        read_catalog(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "..", "../catalog", "examples", "default/../default"])
+def test_a_name_that_is_no_catalog_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(CatalogError, match="there are: default, calls, calls_pair, models"):
+        load_catalog(name)
+
+
+def test_reading_a_catalog_imports_only_the_standard_library() -> None:
+    """The streaming function reads it at start; every module counts there."""
+    program = (
+        "import sys; from tollgate.catalog.loader import load_catalog; load_catalog('default');"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
+    )
+    core = Path(__file__).parents[2] / "layers" / "core"
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(core)}
+    )
+    assert ran.stdout.split() == ["__main__", "tollgate"] or ran.stdout.split() == ["tollgate"]
