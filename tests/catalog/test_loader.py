@@ -175,7 +175,7 @@ def test_a_shared_catalog_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         catalog.plans["small"] = catalog.plans["large"]  # type: ignore[index]
     with pytest.raises(TypeError):
-        catalog.models.clear()  # type: ignore[attr-defined] if False else None
+        del catalog.models["claude-a"]  # type: ignore[attr-defined]
 
 
 PLAN_FAULTS = [
@@ -258,14 +258,15 @@ PLAN_FAULTS = [
     pytest.param('= "small"', '= "tiny"', "", "default_plan", "none of the plans", id="a default that does not exist"),
     pytest.param('default_plan = "small"', "", "", "default_plan", "is missing", id="no default"),
     pytest.param("default_plan", "x = 1\ndefault_plan", "", "x", "unknown key", id="an unknown key at the top"),
+    pytest.param("[plans.large]", "[plans.Large]", "plans.Large", "", "plan id", id="an id with a capital"),
+    pytest.param("[plans.large]", '[plans."a#b"]', "plans.a#b", "", "plan id", id="an id with a separator"),
+    pytest.param("[plans.large]", f"[plans.{'a' * 17}]", f"plans.{'a' * 17}", "", "at most 16", id="an id too long"),
     pytest.param("[plans.small]", "[plans]\nx = 1\n[plans.small]", "plans.x", "", "must be a table", id="no table"),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "table", "key", "problem"), PLAN_FAULTS)
-def test_a_fault_in_the_plans_is_named(
-    tmp_path: Path, old: str, new: str, table: str, key: str, problem: str
-) -> None:
+def test_a_fault_in_the_plans_is_named(tmp_path: Path, old: str, new: str, table: str, key: str, problem: str) -> None:
     with pytest.raises(CatalogError) as raised:
         read_catalog(write(tmp_path, plans=changed(PLANS, old, new)), "mine")
 
@@ -277,37 +278,150 @@ A_ROW = "models.claude-a.prices #1"
 MODEL_FAULTS = [
     pytest.param('name = "A"', 'name = "A"\nname = "A"', "models.claude-a", "name", "unknown key", id="unknown key"),
     pytest.param("display_name", "#", "models.claude-a", "display_name", "is missing", id="a key left out"),
-    pytest.param("context_tokens = 200_000", "context_tokens = 0", "models.claude-a", "context_tokens", "from 1", id="no context"),
-    pytest.param("created_at = 2026-01-01", 'created_at = "2026-01-01"', "models.claude-a", "created_at", "a date", id="a date as text"),
-    pytest.param("created_at = 2026-01-01", "created_at = 2026-01-01T00:00:00Z", "models.claude-a", "created_at", "a date", id="an instant for a date"),
-    pytest.param('["a-latest"]', '["claude-b"]', "models.claude-a", "aliases", "already names claude-b", id="an alias that is a model"),
-    pytest.param("retires_at", 'aliases = ["a-latest"]\nretires_at', "models.claude-b", "aliases", "already names claude-a", id="an alias twice"),
-    pytest.param("{ output = 5_000 }", "{ output = 0 }", "models.claude-a.weights", "output", "from 1", id="output that counts for nothing"),
-    pytest.param("{ output = 5_000 }", "{ output = 5.0 }", "models.claude-a.weights", "output", "whole numbers", id="a float weight"),
-    pytest.param("{ output = 5_000 }", "{ thinking = 1 }", "models.claude-a.weights", "thinking", "unknown key", id="a kind that does not exist"),
-    pytest.param("{ output = 5_000 }", "{ input = -1 }", "models.claude-a.weights", "input", "from 0", id="a negative weight"),
+    pytest.param(
+        "context_tokens = 200_000", "context_tokens = 0", "models.claude-a", "context_tokens", "from 1", id="no context"
+    ),
+    pytest.param(
+        "created_at = 2026-01-01",
+        'created_at = "2026-01-01"',
+        "models.claude-a",
+        "created_at",
+        "a date",
+        id="a date as text",
+    ),
+    pytest.param(
+        "created_at = 2026-01-01",
+        "created_at = 2026-01-01T00:00:00Z",
+        "models.claude-a",
+        "created_at",
+        "a date",
+        id="an instant for a date",
+    ),
+    pytest.param(
+        '["a-latest"]',
+        '["claude-b"]',
+        "models.claude-a",
+        "aliases",
+        "already names claude-b",
+        id="an alias that is a model",
+    ),
+    pytest.param(
+        "retires_at",
+        'aliases = ["a-latest"]\nretires_at',
+        "models.claude-b",
+        "aliases",
+        "already names claude-a",
+        id="an alias twice",
+    ),
+    pytest.param(
+        "{ output = 5_000 }",
+        "{ output = 0 }",
+        "models.claude-a.weights",
+        "output",
+        "from 1",
+        id="output that counts for nothing",
+    ),
+    pytest.param(
+        "{ output = 5_000 }",
+        "{ output = 5.0 }",
+        "models.claude-a.weights",
+        "output",
+        "whole numbers",
+        id="a float weight",
+    ),
+    pytest.param(
+        "{ output = 5_000 }",
+        "{ thinking = 1 }",
+        "models.claude-a.weights",
+        "thinking",
+        "unknown key",
+        id="a kind that does not exist",
+    ),
+    pytest.param(
+        "{ output = 5_000 }", "{ input = -1 }", "models.claude-a.weights", "input", "from 0", id="a negative weight"
+    ),
     pytest.param(ROW, "", "models.claude-a", "prices", "is missing", id="no price row"),
     pytest.param(ROW, "prices = []", "models.claude-a", "prices", "one or more tables", id="an empty list of rows"),
-    pytest.param(ROW, ROW + ROW, "models.claude-a.prices", "effective_from", "overlap", id="two rows for the same prompts and date"),
-    pytest.param("effective_from = 2026-01-01", "effective_from = 2026-01-01\nmax_prompt_tokens = 9", "models.claude-a.prices", "max_prompt_tokens", "above 9", id="no row for larger prompts"),
+    pytest.param(
+        ROW,
+        ROW + ROW,
+        "models.claude-a.prices",
+        "effective_from",
+        "overlap",
+        id="two rows for the same prompts and date",
+    ),
+    pytest.param(
+        "effective_from = 2026-01-01",
+        "effective_from = 2026-01-01\nmax_prompt_tokens = 9",
+        "models.claude-a.prices",
+        "max_prompt_tokens",
+        "above 9",
+        id="no row for larger prompts",
+    ),
     pytest.param("effective_from = 2026-01-01\n", "", A_ROW, "effective_from", "is missing", id="a row without a date"),
-    pytest.param("input = 1_000", "input = 1.0", f"{A_ROW}.microusd_per_mtok", "input", "whole numbers", id="a float price"),
-    pytest.param("input = 1_000", "input = 0", f"{A_ROW}.microusd_per_mtok", "input", "from 1", id="a price of nothing"),
+    pytest.param(
+        "input = 1_000", "input = 1.0", f"{A_ROW}.microusd_per_mtok", "input", "whole numbers", id="a float price"
+    ),
+    pytest.param(
+        "input = 1_000", "input = 0", f"{A_ROW}.microusd_per_mtok", "input", "from 1", id="a price of nothing"
+    ),
     pytest.param("input = 1_000", "input = -1", f"{A_ROW}.microusd_per_mtok", "input", "from 1", id="a negative price"),
-    pytest.param(", cache_read = 5_000", "", f"{A_ROW}.microusd_per_mtok", "cache_read", "is missing", id="a kind without a price"),
-    pytest.param("input = 1_000", "input = 1_001", f"{A_ROW}.microusd_per_mtok", "input", "no whole batch", id="a price that does not halve"),
-    pytest.param("input = 1_000", "input = 1_002", f"{A_ROW}.microusd_per_mtok", "input", "no whole batch", id="a price without a whole surcharge"),
-    pytest.param("batch_permille = 500", "batch_permille = 1_001", A_ROW, "batch_permille", "to 1000", id="batch above the price"),
-    pytest.param("us_only_permille = 1_100", "us_only_permille = 999", A_ROW, "us_only_permille", "from 1000", id="a surcharge below the price"),
-    pytest.param("web_search_microusd = 10_000", "web_search_microusd = 0.01", A_ROW, "web_search_microusd", "whole numbers", id="a float search price"),
-    pytest.param(f"microusd_per_mtok = {PRICE}", "microusd_per_mtok = 3", A_ROW, "microusd_per_mtok", "must be a table", id="one price for all kinds"),
-]  # fmt: skip
+    pytest.param(
+        ", cache_read = 5_000",
+        "",
+        f"{A_ROW}.microusd_per_mtok",
+        "cache_read",
+        "is missing",
+        id="a kind without a price",
+    ),
+    pytest.param(
+        "input = 1_000",
+        "input = 1_001",
+        f"{A_ROW}.microusd_per_mtok",
+        "input",
+        "no whole batch",
+        id="a price that does not halve",
+    ),
+    pytest.param(
+        "input = 1_000",
+        "input = 1_002",
+        f"{A_ROW}.microusd_per_mtok",
+        "input",
+        "no whole batch",
+        id="a price without a whole surcharge",
+    ),
+    pytest.param(
+        "batch_permille = 500", "batch_permille = 1_001", A_ROW, "batch_permille", "to 1000", id="batch above the price"
+    ),
+    pytest.param(
+        "us_only_permille = 1_100",
+        "us_only_permille = 999",
+        A_ROW,
+        "us_only_permille",
+        "from 1000",
+        id="a surcharge below the price",
+    ),
+    pytest.param(
+        "web_search_microusd = 10_000",
+        "web_search_microusd = 0.01",
+        A_ROW,
+        "web_search_microusd",
+        "whole numbers",
+        id="a float search price",
+    ),
+    pytest.param(
+        f"microusd_per_mtok = {PRICE}",
+        "microusd_per_mtok = 3",
+        A_ROW,
+        "microusd_per_mtok",
+        "must be a table",
+        id="one price for all kinds",
+    ),
+]
 
 
 @pytest.mark.parametrize(("old", "new", "table", "key", "problem"), MODEL_FAULTS)
-def test_a_fault_in_the_models_is_named(
-    tmp_path: Path, old: str, new: str, table: str, key: str, problem: str
-) -> None:
+def test_a_fault_in_the_models_is_named(tmp_path: Path, old: str, new: str, table: str, key: str, problem: str) -> None:
     with pytest.raises(CatalogError) as raised:
         read_catalog(write(tmp_path, models=changed(MODELS, old, new)), "mine")
 
@@ -357,4 +471,4 @@ def test_reading_a_catalog_imports_only_the_standard_library() -> None:
     ran = subprocess.run(
         [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(core)}
     )
-    assert ran.stdout.split() == ["__main__", "tollgate"] or ran.stdout.split() == ["tollgate"]
+    assert set(ran.stdout.split()) - {"__main__"} == {"tollgate"}

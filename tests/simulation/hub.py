@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from typing import Any
 
 import greenlet
 
@@ -34,11 +35,11 @@ class Process:
         "frozen_until",
         "greenlet",
         "hub",
-        "last_item",
         "name",
-        "nonce",
         "on_kill",
+        "outages",
         "readings",
+        "sights",
         "skew_seconds",
         "started_at",
     )
@@ -53,8 +54,10 @@ class Process:
         self.frozen_until = 0.0
         self.started_at = hub.now
         self.readings: list[float] = []
-        self.nonce = ""
-        self.last_item: object = None
+        self.outages = 0
+        """How often the table failed it for good, or chance gave it an id in use: what it left behind is excused."""
+        self.sights: list[tuple[float, Any]] = []
+        """Meters that refused it or that it read, each with its clock's last reading; the oracle judges refusals by them."""
         self.on_kill: Callable[[], None] | None = None
         self.crash: Exception | None = None
         self.greenlet = greenlet.greenlet(self._run, hub.greenlet)

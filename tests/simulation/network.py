@@ -9,12 +9,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import count
+from typing import Any, Protocol
 
 from botocore.errorfactory import BaseClientExceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.simulation.answers import client_exceptions, metadata, never_answered, never_connected, refusal
+from tests.simulation.answers import client_exceptions, never_answered, never_connected, refusal
 from tests.simulation.hub import Hub, KilledError, Process
 from tests.simulation.memory_table import Answer, MemoryTable, Request, cancellation
 
@@ -32,8 +33,6 @@ class MessageFaults:
     lost_answer: float = 0
     late: float = 0
     """The client sees a time-out; the write lands up to LATEST_SECONDS later."""
-    duplicated: float = 0
-    """Answered, and applied once more up to LATEST_SECONDS later."""
     throttled: float = 0
     failed: float = 0
     """500; half of them applied."""
@@ -45,7 +44,6 @@ class MessageFaults:
             lost_request=rng.choice([0, 0.01, 0.1]),
             lost_answer=rng.choice([0, 0.01, 0.1]),
             late=rng.choice([0, 0.01, 0.05]),
-            duplicated=rng.choice([0, 0.01, 0.05]),
             throttled=rng.choice([0, 0.02, 0.2]),
             failed=rng.choice([0, 0.01, 0.05]),
             conflict=rng.choice([0, 0, 0.01, 0.05]),
@@ -68,7 +66,11 @@ class Network:
         """Whose write is being applied: read by the oracle, at the commit."""
         self.sent_reading = 0.0
         """That process's last clock reading when it sent the write."""
+        self._tokens = count()
         self.set_faults(faults)
+
+    def new_token(self) -> str:
+        return f"token-{next(self._tokens)}"
 
     def set_faults(self, faults: MessageFaults) -> None:
         self._total = faults.total
@@ -87,12 +89,14 @@ class Network:
                 code = error.response["Error"]["Code"]
                 error.response["ResponseMetadata"]["RetryAttempts"] = attempt
                 if code not in _RETRIED or attempt == ATTEMPTS - 1:
+                    process.outages += code not in _ANSWERS
                     if self.hub.trace:
                         self.hub.trace(f"{process.name} {operation} refused: {code} after {attempt} retries")
                     raise
             except BotoCoreError:
                 if attempt == ATTEMPTS - 1:
                     self.seen["db_unanswered"] += 1
+                    process.outages += 1
                     if self.hub.trace:
                         self.hub.trace(f"{process.name} {operation} never answered")
                     raise
@@ -134,9 +138,6 @@ class Network:
         self.seen[f"fault_{kind}"] += 1
         if hub.trace:
             hub.trace(f"{process.name} {operation} meets {kind}")
-        if kind == "duplicated":
-            self._apply_after(self._late(), process, operation, request)
-            return self._deliver(process, operation, request)
         if kind in {"lost_request", "lost_answer", "late"}:
             if kind == "lost_answer":
                 self._apply_after(self._latency(), process, operation, request)
@@ -190,10 +191,12 @@ class Network:
         return 0.0005 + self.rng.random() * 0.004
 
     def _late(self) -> float:
-        return self.rng.choice([2, 20, LATEST_SECONDS - 2 * TIMEOUT_SECONDS]) * self.rng.random()
+        return self.rng.choice([0.02, 2, 20, LATEST_SECONDS - 2 * TIMEOUT_SECONDS]) * self.rng.random()
 
 
 _RETRIED = frozenset(["InternalServerError", "ProvisionedThroughputExceededException", "ThrottlingException"])
+
+_ANSWERS = frozenset(["ConditionalCheckFailedException", "TransactionCanceledException"])
 
 
 def _short(request: Request) -> str:
@@ -205,12 +208,18 @@ def _short(request: Request) -> str:
     return f"{key.get('SK', {}).get('S', '')} {text} IF {request.get('ConditionExpression', '')} {values}"
 
 
-class SimulatedClient:
-    """The part of `boto3.client("dynamodb")` that storage uses, for one process."""
+class Container(Protocol):
+    """Holds a client over several invocations; `process` is the present one."""
 
-    def __init__(self, network: Network, process: Process) -> None:
+    process: Process
+
+
+class SimulatedClient:
+    """The part of `boto3.client("dynamodb")` that storage uses, for one container."""
+
+    def __init__(self, network: Network, container: Container) -> None:
         self._network = network
-        self._process = process
+        self._container = container
 
     @property
     def exceptions(self) -> BaseClientExceptions:
@@ -226,23 +235,34 @@ class SimulatedClient:
         return self._write("DeleteItem", request)
 
     def get_item(self, **request: Any) -> Answer:  # noqa: ANN401
-        answer = self._network.send(self._process, "GetItem", request)
-        self._process.last_item = answer.get("Item", self._process.last_item)
+        process = self._container.process
+        answer = self._network.send(process, "GetItem", request)
+        _show(process, answer.get("Item"))
         return answer
 
     def query(self, **request: Any) -> Answer:  # noqa: ANN401
-        return self._network.send(self._process, "Query", request)
+        return self._network.send(self._container.process, "Query", request)
 
     def transact_write_items(self, **request: Any) -> Answer:  # noqa: ANN401
-        return self._network.send(self._process, "TransactWriteItems", request)
+        """botocore adds the token that makes its own retries of one call harmless."""
+        process = self._container.process
+        request.setdefault("ClientRequestToken", self._network.new_token())
+        try:
+            return self._network.send(process, "TransactWriteItems", request)
+        except ClientError as error:
+            for reason in error.response.get("CancellationReasons", ()):  # type: ignore[attr-defined]
+                _show(process, reason.get("Item"))
+            raise
 
     def _write(self, operation: str, request: Request) -> Answer:
+        process = self._container.process
         try:
-            return self._network.send(self._process, operation, request)
+            return self._network.send(process, operation, request)
         except ClientError as error:
-            # What production code saw when it decided to refuse: the oracle judges the refusal by the same sight.
-            self._process.last_item = error.response.get("Item", self._process.last_item)
+            _show(process, error.response.get("Item"))
             raise
 
 
-__all__ = ["MessageFaults", "Network", "SimulatedClient", "metadata"]
+def _show(process: Process, item: Any) -> None:  # noqa: ANN401  an item or None
+    if item and item["SK"]["S"].startswith("USAGE#"):
+        process.sights.append((process.readings[-1] if process.readings else 0.0, item))

@@ -16,7 +16,7 @@ from tests.simulation.hub import Hub, Process
 from tests.simulation.memory_table import Change, item_size
 from tests.simulation.network import Network
 from tests.simulation.truth import Call, Held
-from tollgate.domain.ledger import EXPIRY_MARGIN_SECONDS, SKEW_SECONDS
+from tollgate.domain.ledger import SKEW_SECONDS
 from tollgate.domain.plans import Plan
 from tollgate.domain.tokens import TokenCounts
 
@@ -24,7 +24,6 @@ Key = tuple[str, str]
 
 MAX_ITEM_BYTES = 16 * 1024
 """No meter may grow beyond this, whatever happens to it; 400 KB is DynamoDB's own wall."""
-LATEST_EXPIRY_SECONDS = EXPIRY_MARGIN_SECONDS + 2 * SKEW_SECONDS
 _COUNT_NAMES = ("t_in", "t_out", "t_w5", "t_w1", "t_rd")
 
 
@@ -240,16 +239,15 @@ class Oracle:
 
     def _swept(self, key: Key, held: Held, charged: int, written_off: int) -> None:
         self.seen["swept"] += 1
+        self.seen[f"swept_{'running' if held.owner.running else 'dead' if held.owner.dead else 'done'}"] += 1
         held.swept = True
         if charged + written_off != held.amount_tokens:
             self.report("lost_tokens", f"{key} swept {held.nonce}: {charged} + {written_off} of {held.amount_tokens}")
         owner = held.owner
         if owner.running and not self.adversarial:
             self.report("swept_alive", f"{key} {held.nonce} swept while {owner.name} lives")
-        if owner.done and not owner.dead and owner.name not in self.troubled:
+        if owner.done and not owner.dead and not owner.outages:
             self.report("leftover", f"{key} {held.nonce} of {owner.name}, which ended without any outage, had to be swept")
-
-    troubled: set[str] = set()  # noqa: RUF012  replaced per run
 
     def _corrected(self, key: Key, truth: MeterTruth, old: Item, new: Item, record: Change) -> None:
         assert record.old is not None
@@ -314,50 +312,40 @@ class Oracle:
 
     # ---- refusals
 
-    def refused_for_quota(self, process: Process, plan: Plan, need_tokens: int, *, requests: bool) -> None:
-        """Expired reservations would have made room, or the item had it: then the refusal was wrong."""
-        item = self._last_meter(process)
-        if item is None:
-            self.report("false_reject", f"{process.name} refused without having seen a meter")
-            return
-        gone = self._overdue_tokens(item)
-        if requests and _number(item, "req_remaining") > 0:
-            self.report("false_reject", f"{process.name}: {_number(item, 'req_remaining')} requests were left")
-        if not requests and _number(item, "remaining") + _number(item, "overage_cap") + sum(gone) >= need_tokens:
-            self.report("false_reject", f"{process.name} needed {need_tokens}: {item['remaining']} and {gone} expired")
-        if requests and gone:
-            self.report("false_reject", f"{process.name}: no request left but {len(gone)} reservations have expired")
-        _ = plan
+    def judge_refusal(self, process: Process, why: str, is_full: Callable[[float, Item], bool], key: Key) -> None:
+        """A refusal is right if some meter seen in this call was full, and not by reservations long expired.
 
-    def refused_for_streams(self, process: Process, plan: Plan) -> None:
-        item = self._last_meter(process)
-        if item is None or _number(item, "open_count") < plan.max_open_reservations or self._overdue_tokens(item):
-            self.report("false_reject", f"{process.name} has too many streams: {item}")
+        `is_full(the process's clock, meter)`. Without any sight the process spoke from memory, which may hold only
+        what the table still says.
+        """
+        sights: list[tuple[float, Item]] = process.sights
+        now = self.network.table.find(*key)
+        if not sights and now is not None:
+            self.seen["refused_from_memory"] += 1
+            sights = [(process.readings[-1], now)]
+        if not any(is_full(reading, item) and not self._has_overdue(reading, item) for reading, item in sights):
+            seen = [f"{_summary(item)} at {reading:.3f}" for reading, item in sights[-3:]]
+            self.report("false_reject", f"{process.name} {why}, but saw {seen}")
 
-    def refused_for_rate(self, process: Process, plan: Plan, now: Item | None) -> None:
-        """The stored time only moves on, so the table as it is now shows whether an earlier sight was enough."""
-        limit = plan.requests_per_minute
-        if limit is None or now is None:
-            self.report("false_reject", f"{process.name} refused by a rate limit that is not there")
-            return
-        interval_ms = -(-60_000 // limit)
-        latest = int(process.readings[-1] * 1000) + (plan.burst_requests - 1) * interval_ms
-        if _number(now, "rate_tat") <= latest:
-            self.report("false_reject", f"{process.name} refused by rate, but {now['rate_tat']} allows {latest}")
+    def has_no_room(self, need_tokens: int, item: Item) -> bool:
+        return _number(item, "remaining") + _number(item, "overage_cap") < need_tokens
 
-    def _last_meter(self, process: Process) -> Item | None:
-        return process.last_item if isinstance(process.last_item, dict) else None
+    def has_no_request(self, item: Item) -> bool:
+        return _number(item, "req_remaining") < 1
 
-    def _overdue_tokens(self, item: Item) -> list[int]:
-        """Amounts of reservations that every clock of ours sees expired, with a second for the way."""
-        due = self.hub.now - LATEST_EXPIRY_SECONDS + EXPIRY_MARGIN_SECONDS - 2 * self.clock_error - 1
-        found = []
-        for name, value in item.items():
-            if name[:2] == "r#":
-                amount, expires_at, _ = parse_reservation(value["S"])
-                if expires_at < due:
-                    found.append(amount)
-        return found
+    def has_no_slot(self, plan: Plan, item: Item) -> bool:
+        return _number(item, "open_count") >= plan.max_open_reservations
+
+    def is_too_early(self, plan: Plan, reading: float, item: Item) -> bool:
+        if plan.requests_per_minute is None:
+            return False
+        interval_ms = -(-60_000 // plan.requests_per_minute)
+        return _number(item, "rate_tat") > int(reading * 1000) + (plan.burst_requests - 1) * interval_ms
+
+    def _has_overdue(self, reading: float, item: Item) -> bool:
+        """The process's own clock showed a reservation expired, with a second for the way."""
+        due = reading - 2 * SKEW_SECONDS - 1
+        return any(name[:2] == "r#" and parse_reservation(value["S"])[1] < due for name, value in item.items())
 
     def swept_through(self, keys: Iterable[tuple[Key, float]]) -> None:
         """A sweep of these meters, each read at the given instant, was answered: nothing overdue may be left."""
@@ -406,8 +394,11 @@ class Oracle:
         self.seen["written_off_tokens"] += held.written_off_tokens
         booked = held.charged_tokens + held.written_off_tokens
         owed = call.used_tokens
-        if call.settled_at is None and (call.sliced or call.hidden_tokens):
-            owed = min(owed, held.amount_tokens)  # nobody could hold what nobody could know
+        if call.sliced or call.hidden_tokens:  # nobody could hold what nobody could know
+            if call.settled_at is None:
+                owed = min(owed, held.amount_tokens)
+            elif call.unknown_end:
+                owed = call.known_least_tokens
         if booked < owed:
             self.report("lost_tokens", f"{held.nonce} used {owed}, charged {held.charged_tokens}, off {held.written_off_tokens}")
         if held.swept and not held.corrected:
@@ -431,6 +422,12 @@ class Oracle:
 
 
 _EMPTY_METER: Item = {"rate_tat": {"N": "0"}, "settled": {"N": "0"}, "written_off": {"N": "0"}, "plan_version": {"N": "0"}}
+
+
+def _summary(item: Item) -> str:
+    shown = ("remaining", "req_remaining", "open_count", "rate_tat", "overage_cap", "plan_version")
+    held = [f"{name}={value['S']}" for name, value in item.items() if name[:2] == "r#"]
+    return " ".join([*(f"{name}={item[name]['N']}" for name in shown), *held])
 
 
 def _number(item: Item, name: str) -> int:

@@ -26,13 +26,14 @@ class Call:
     unknown_end: bool = False
     known_tokens: int | None = None
     """Final usage as reported to the gateway; None when it never came."""
+    known_least_tokens: int = 0
+    """After an unknown end: what the gateway saw pass."""
     settled_at: float | None = None
     """The settlement was answered."""
     released: bool = False
     counts: TokenCounts = field(default_factory=TokenCounts)
     cost_picousd: int = 0
     sliced: bool = False
-    duplicates_of: str | None = None
 
     @property
     def used_tokens(self) -> int:

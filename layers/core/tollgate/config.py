@@ -6,6 +6,7 @@ setting does not start, and says which.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from urllib.parse import urlsplit
 
 # What each part of a function needs on top of STAGE and TABLE_NAME; builders pass these to `load_settings`.
 TOKENS_NEED: Final = ("COGNITO_ISSUER", "COGNITO_CLIENT_IDS")
-API_KEYS_NEED: Final = ("KEY_PEPPER_PARAMETER",)
-UPSTREAM_NEEDS: Final = ("UPSTREAM_API_KEY_PARAMETER",)
+API_KEYS_NEED: Final = ("KEY_PEPPER_PARAMETER", "AWS_REGION")
+UPSTREAM_NEEDS: Final = ("UPSTREAM_API_KEY_PARAMETER", "AWS_REGION")
 
 DEFAULT_UPSTREAM_BASE_URL: Final = "https://api.anthropic.com"
 # A Lambda event is at most 6 MB, and JSON inside JSON grows by its escapes; Claude Code's first request is 88 KB.
@@ -53,15 +54,19 @@ class Settings:
     key_pepper_parameter: str | None
     allow_test_keys: bool
     max_body_bytes: int
+    aws_region: str | None
+    """Where the function runs; Lambda sets it."""
+    ssm_endpoint_url: str | None
+    """Set on a laptop only, by the variable that AWS's own SDKs read."""
 
 
-def load_settings(environ: Mapping[str, str], *, required: Iterable[str] = ()) -> Settings:
-    """The settings of this function; an empty variable counts as unset.
+def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterable[str] = ()) -> Settings:
+    """The settings of this function, from the process's environment; an empty variable counts as unset.
 
     `required` names variables this function cannot work without, besides STAGE and TABLE_NAME.
     Raises ConfigurationError naming all that is missing or wrong at once.
     """
-    reader = _Reader(environ, ("STAGE", "TABLE_NAME", *required))
+    reader = _Reader(os.environ if environ is None else environ, ("STAGE", "TABLE_NAME", *required))
     issuer = reader.url("COGNITO_ISSUER")
     settings = Settings(
         stage=reader.name("STAGE") or "",
@@ -76,6 +81,8 @@ def load_settings(environ: Mapping[str, str], *, required: Iterable[str] = ()) -
         key_pepper_parameter=reader.text("KEY_PEPPER_PARAMETER"),
         allow_test_keys=reader.flag("ALLOW_TEST_KEYS"),
         max_body_bytes=reader.size("MAX_BODY_BYTES", DEFAULT_MAX_BODY_BYTES, LARGEST_MAX_BODY_BYTES),
+        aws_region=reader.name("AWS_REGION"),
+        ssm_endpoint_url=reader.url("AWS_ENDPOINT_URL_SSM"),
     )
     reader.refuse_problems()
     return settings

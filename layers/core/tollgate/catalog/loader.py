@@ -6,6 +6,7 @@ library, since the streaming function does it at start. What the keys mean: docs
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from tollgate.domain.tokens import TokenWeights
 _SHIPPED = Path(__file__).parent
 _SNAPSHOT_DIGITS = 8
 _ALL_MODELS = "all"
+# Stored with every user and every meter, whose size costs money; the template takes the same form as DefaultPlan.
+_PLAN_ID = re.compile(r"[a-z][a-z0-9_-]{0,15}")
 
 
 class CatalogError(Exception):
@@ -365,6 +368,8 @@ def _plans(file: _File, model_ids: Mapping[str, str]) -> tuple[dict[str, Plan], 
 
 def _plan(file: _File, plan_id: str, data: object, model_ids: Mapping[str, str]) -> Plan:
     table = f"plans.{plan_id}"
+    if not _PLAN_ID.fullmatch(plan_id):
+        raise file.error(table, "", "a plan id has at most 16 lower-case letters, digits, _ and -, a letter first")
     values = file.read(table, data, PLAN_KEYS)
     for key, problem in _contradictions(values):
         raise file.error(table, key, problem)

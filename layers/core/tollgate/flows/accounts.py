@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 from tollgate.domain.caches import AgingCache
 from tollgate.domain.principals import Account, Principal, Profile
 from tollgate.domain.sources import Clock
-from tollgate.storage.users import Users
 
 if TYPE_CHECKING:
     from tollgate.catalog.loader import Catalog
+    from tollgate.storage.users import Users
 
 CACHE_SECONDS: Final = 60
 """A plan change is not waited for: the ledger notices a newer version on the meter and asks with fresh=True."""

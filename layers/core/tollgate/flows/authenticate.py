@@ -7,15 +7,17 @@ refused before it, so a flood of nonsense costs the table nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tollgate.domain.api_keys import ApiKey, KeyMode, KeyRefusal, hash_api_key, is_well_formed, mode_of
 from tollgate.domain.caches import AgingCache
 from tollgate.domain.errors import AuthenticationError
 from tollgate.domain.principals import CredentialKind, Principal
 from tollgate.domain.sources import Clock
-from tollgate.providers.cognito import TokenVerifier
-from tollgate.storage.api_keys import ApiKeys
+
+if TYPE_CHECKING:
+    from tollgate.providers.cognito import TokenVerifier
+    from tollgate.storage.api_keys import ApiKeys
 
 MAIN_TENANT_ID: Final = "main"
 """The deployment's own tenant: users of its user pool belong to it."""

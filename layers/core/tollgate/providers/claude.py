@@ -1,14 +1,39 @@
 """Claude's API as an upstream: one request out, bytes back, and what its refusals mean for us.
 
-`Upstream` is the seam: the real one speaks HTTP/1.1, the simulator brings its own. No retries here: a request that may
+`Upstream` is the seam: `ClaudeApi` speaks HTTP/1.1, the simulator brings its own. No retries here: a request that may
 have been processed is never sent twice, because each time may be a paid generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import select
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
+
+from tollgate.domain.errors import TollgateError, UpstreamBusyError, UpstreamUnavailableError
+from tollgate.domain.sources import Clock
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+CONNECT_SECONDS: Final = 5
+IDLE_SECONDS: Final = 120
+"""Silence in a running answer after which it counts as lost. Pings come every few seconds."""
+REUSE_SECONDS: Final = 20
+"""Idle connections are not used after this. A frozen function does not see its peer hang up, and a request written
+into such a connection is lost without anybody knowing whether it was processed; so stay far below any peer's own
+limit (60 s and more at the usual load balancers)."""
+CHUNK_BYTES: Final = 64 * 1024
+
+_BEARER_SINCE: Final = "2026-10-21"
+"""From this API version on Anthropic's own clients send the key as a bearer token, before it as `x-api-key`."""
+_USAGE_LIMITS: Final = "specified api usage limits"
+"""The 400 by which Anthropic says that the spending cap of *our* organisation or workspace is reached."""
 
 
 class UpstreamNotReachedError(Exception):
@@ -34,8 +59,11 @@ class UpstreamRequest:
 class UpstreamAnswer(Protocol):
     """An answer whose head has come. Headers have lower-case names."""
 
-    status: int
-    headers: Mapping[str, str]
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
 
     def read(self, timeout_seconds: float) -> bytes:
         """The next bytes as they come; b"" at the regular end. Raises UpstreamLostError."""
@@ -49,3 +77,177 @@ class Upstream(Protocol):
 
     def send(self, request: UpstreamRequest, timeout_seconds: float) -> UpstreamAnswer:
         """Wait for the head of the answer. Raises UpstreamNotReachedError or UpstreamLostError."""
+
+
+class ClaudeApi:
+    """The real upstream, over http.client: the least CPU a byte-faithful relay can cost in Python.
+
+    Keeps one connection alive between calls, as a Lambda environment serves one call at a time. Follows no redirect
+    and reads no proxy settings. The key is asked for at every request, so a rotated one is used at once.
+    """
+
+    def __init__(self, base_url: str, api_key: Callable[[], str], clock: Clock) -> None:
+        parts = urlsplit(base_url)
+        self._tls = parts.scheme == "https"
+        self._address = (parts.hostname or "", parts.port)
+        self._prefix = parts.path.rstrip("/")
+        self._api_key = api_key
+        self._clock = clock
+        self._context: SSLContext | None = None
+        self._idle: HTTPConnection | None = None
+        self._idle_since_seconds = 0.0
+
+    def send(self, request: UpstreamRequest, timeout_seconds: float) -> ClaudeAnswer:
+        """Wait at most `timeout_seconds` for the head. Raises UpstreamNotReachedError or UpstreamLostError."""
+        headers = dict(request.headers) | {"accept-encoding": "identity"} | self._credential(request.headers)
+        connection = self._take_idle()
+        if connection is not None and self._transmit(connection, request, headers, timeout_seconds):
+            return self._answer(connection)
+        connection = self._connect()
+        if not self._transmit(connection, request, headers, timeout_seconds):
+            raise UpstreamNotReachedError("the connection broke before the request was out")
+        return self._answer(connection)
+
+    def give_back(self, connection: HTTPConnection) -> None:
+        """Keep a connection whose answer was read to its end."""
+        if self._idle is not None:
+            self._idle.close()
+        self._idle, self._idle_since_seconds = connection, self._clock.now_seconds()
+
+    def _credential(self, headers: Mapping[str, str]) -> dict[str, str]:
+        key = self._api_key()
+        if headers.get("anthropic-version", "") >= _BEARER_SINCE:
+            return {"authorization": f"Bearer {key}"}
+        return {"x-api-key": key}
+
+    def _take_idle(self) -> HTTPConnection | None:
+        """The connection kept, unless it is old or its peer has hung up (only then there is something to read)."""
+        connection, self._idle = self._idle, None
+        if connection is None:
+            return None
+        age_seconds = self._clock.now_seconds() - self._idle_since_seconds
+        if not 0 <= age_seconds < REUSE_SECONDS or _readable(connection.sock):
+            connection.close()
+            return None
+        return connection
+
+    def _connect(self) -> HTTPConnection:
+        host, port = self._address
+        connection: HTTPConnection
+        if self._tls:
+            connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=self._tls_context())
+        else:
+            connection = HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        try:
+            connection.connect()
+        except OSError as error:  # refused, unreachable, no such host, timed out, TLS
+            connection.close()
+            raise UpstreamNotReachedError(type(error).__name__) from error
+        return connection
+
+    def _tls_context(self) -> SSLContext:
+        if self._context is None:
+            import ssl  # noqa: PLC0415  20 ms of CPU that local runs over plain HTTP never need
+
+            self._context = ssl.create_default_context()
+        return self._context
+
+    def _transmit(
+        self, connection: HTTPConnection, request: UpstreamRequest, headers: Mapping[str, str], timeout_seconds: float
+    ) -> bool:
+        """Write the request; False when it did not get out whole, so that upstream cannot have acted on it.
+
+        A request is acted on when its last body byte has arrived, and the bytes of a failed write never leave.
+        """
+        connection.sock.settimeout(min(max(timeout_seconds, 0.001), IDLE_SECONDS))
+        try:
+            connection.putrequest(request.method, self._prefix + request.target, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            if request.body or request.method == "POST":
+                connection.putheader("content-length", str(len(request.body)))
+            connection.endheaders(request.body or None)
+        except (OSError, HTTPException, ValueError):
+            connection.close()
+            return False
+        connection.sock.settimeout(max(timeout_seconds, 0.001))
+        return True
+
+    def _answer(self, connection: HTTPConnection) -> ClaudeAnswer:
+        sock = connection.sock
+        try:
+            response = connection.getresponse()
+        except (OSError, HTTPException) as error:
+            connection.close()
+            raise UpstreamLostError(type(error).__name__) from error
+        return ClaudeAnswer(self, connection, sock, response)
+
+
+class ClaudeAnswer:
+    """An answer being read; bytes are handed on as the socket gives them."""
+
+    def __init__(self, api: ClaudeApi, connection: HTTPConnection, sock: socket.socket, response: HTTPResponse) -> None:
+        self.status: int = response.status
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in response.getheaders()}
+        self._api = api
+        self._connection = connection
+        self._sock = sock
+        self._response = response
+        self._ended = False
+        self._closed = False
+
+    def read(self, timeout_seconds: float) -> bytes:
+        """The next bytes; b"" at the regular end. Raises UpstreamLostError when cut, broken or silent too long."""
+        if self._ended:
+            return b""
+        try:
+            self._sock.settimeout(min(max(timeout_seconds, 0.001), IDLE_SECONDS))
+            data = self._response.read1(CHUNK_BYTES)
+        except (OSError, HTTPException, ValueError) as error:
+            self.close()
+            raise UpstreamLostError(type(error).__name__) from error
+        if not data and self._response.length:  # read1 takes an early end of a counted body for its end
+            self.close()
+            raise UpstreamLostError("the body ended early")
+        self._ended = not data
+        return data
+
+    def close(self) -> None:
+        """Keep the connection when the answer was read to its end, else drop it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._response.close()
+        if self._ended and self._connection.sock is not None:
+            self._api.give_back(self._connection)
+        else:
+            self._connection.close()
+
+
+def refusal_of(status: int, body: bytes) -> TollgateError | None:
+    """What an upstream error means to our caller; None: it is about the caller's own request, relay it as it is."""
+    if status in (401, 403) or 300 <= status < 400 or (status == 400 and _is_our_cap(body)):
+        return UpstreamUnavailableError("Claude is not available through this gateway now. Its operator is informed.")
+    if status in (429, 529):
+        return UpstreamBusyError("Claude is busy. Try again in a moment.")
+    if status >= 500:
+        return UpstreamUnavailableError(
+            "Claude had a fault of its own. Nothing was charged; try again.", error_code="upstream_error"
+        )
+    return None
+
+
+def _is_our_cap(body: bytes) -> bool:
+    try:
+        document = json.loads(body)
+        return _USAGE_LIMITS in str(document["error"]["message"]).lower()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _readable(sock: socket.socket | None) -> bool:
+    if sock is None:
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))

@@ -67,6 +67,8 @@ class StreamReader:
     def __init__(self) -> None:
         self.delivered_bytes = 0
         """Bytes of text, thinking and tool input seen to pass; a measure for output nobody has counted yet."""
+        self.reported_output_tokens = 0
+        """The provider's count so far; 0 until a message_delta tells, as the one in message_start is a placeholder."""
         self._usage = UsageFields()
         self._tail = bytearray()
         self._first = True
@@ -185,7 +187,9 @@ class StreamReader:
                 if isinstance(delta, dict) and delta.get("stop_reason") is not None:
                     self._stop_reason_seen = True
                 self._output_reported |= self._usage.update(document.get("usage"))
-                return [UsageReported(self.usage)]
+                usage = self.usage
+                self.reported_output_tokens = usage.counts.output_tokens
+                return [UsageReported(usage)]
             case "message_stop":
                 self._stopped = True
                 return [MessageStopped()]

@@ -31,6 +31,8 @@ class RequestOutcome(StrEnum):
     """Stopped by us shortly before the function's own end."""
     OVER_QUOTA = "over_quota"
     """Stopped by us: the true prompt, or the growing answer, did not fit what was left."""
+    REFUSED = "refused"
+    """Upstream refused the request before generating anything: not charged, not counted, no record kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class RequestRecord:
     began_at: datetime
     """Aware; decides which price was in force."""
     duration_ms: int
-    ttft_ms: int | None
-    """Request begun to first byte of the answer; None when none came."""
+    first_byte_ms: int | None
+    """From the begin of the request to the first byte of the answer; None when none came."""
     model: str
     """The model id asked for, as in the catalog."""
     served_model: str | None
@@ -98,7 +100,7 @@ def _item(record: RequestRecord) -> dict[str, str | int | bool | None]:
         "plan_id": record.plan_id,
         "began_at": began,
         "duration_ms": record.duration_ms,
-        "ttft_ms": record.ttft_ms,
+        "first_byte_ms": record.first_byte_ms,
         "model": record.model,
         "served_model": record.served_model,
         "outcome": record.outcome.value,

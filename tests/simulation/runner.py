@@ -1,0 +1,59 @@
+"""Runs seeds, one or many, and adds up what they reached."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from tests.simulation.oracle import Violation
+from tests.simulation.scenario import Options, draw_scenario
+from tests.simulation.world import World
+
+
+@dataclass(slots=True)
+class Outcome:
+    seed: int
+    violations: list[Violation]
+    seen: Counter[str]
+    largest_item: int
+    most_open: int
+
+
+@dataclass(slots=True)
+class Summary:
+    """Many runs added up."""
+
+    runs: int = 0
+    failures: list[tuple[int, Violation]] = field(default_factory=list)
+    """(seed, first violation)."""
+    seen: Counter[str] = field(default_factory=Counter)
+    largest_item: int = 0
+    most_open: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        self.runs += 1
+        self.seen.update(outcome.seen)
+        self.largest_item = max(self.largest_item, outcome.largest_item)
+        self.most_open = max(self.most_open, outcome.most_open)
+        if outcome.violations:
+            self.failures.append((outcome.seed, outcome.violations[0]))
+
+
+def run_seed(seed: int, options: Options = Options(), trace: Callable[[str], None] | None = None) -> Outcome:  # noqa: B008  frozen
+    """One run. Equal seeds and options give equal runs, in any process."""
+    world = World(draw_scenario(seed, options), trace)
+    world.run()
+    oracle = world.oracle
+    return Outcome(seed, oracle.violations, world.seen, oracle.largest_item, oracle.most_open)
+
+
+def run_seeds(seeds: Iterable[int], options: Options = Options(), *, jobs: int = 1) -> Iterator[Outcome]:  # noqa: B008
+    """Outcomes in any order, over `jobs` processes."""
+    if jobs == 1:
+        yield from (run_seed(seed, options) for seed in seeds)
+        return
+    with multiprocessing.get_context("forkserver").Pool(jobs) as pool:
+        yield from pool.imap_unordered(partial(run_seed, options=options), seeds, chunksize=32)

@@ -1,0 +1,241 @@
+"""What a run is made of: everything that one seed draws before the first event."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from tests.simulation.network import MessageFaults
+from tollgate.domain.periods import UsagePeriod, period_at
+from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller of a run may pin; None lets the seed draw it."""
+
+    policy: ExpiryPolicy | None = None
+    adversarial: bool | None = None
+    faults: bool = True
+    relay: bool | None = None
+    """True: whole calls through flows.relay_message; False: through the ledger's doors only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Probabilities of what befalls processes and upstream, per invocation."""
+
+    kill: float = 0
+    freeze: float = 0
+    upstream_failure: float = 0
+    upstream_refusal: float = 0
+    repeated_request: float = 0
+    hidden_prompt: float = 0
+    settled_twice: float = 0.1
+    id_collision: float = 0
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Levels:
+        return cls(
+            kill=rng.choice([0, 0.05, 0.3]),
+            freeze=rng.choice([0, 0.05, 0.2]),
+            upstream_failure=rng.choice([0, 0.05, 0.2]),
+            upstream_refusal=rng.choice([0, 0, 0.05]),
+            repeated_request=rng.choice([0, 0.1, 0.3]),
+            hidden_prompt=rng.choice([0, 0, 0.1, 0.4]),
+            id_collision=rng.choice([0, 0, 0, 0.02]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client, as sent."""
+
+    user: int
+    at_seconds: float
+    prompt_tokens: int
+    bound_tokens: int
+    max_tokens: int
+    may_clamp: bool
+    idempotency_key: str | None
+    body_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChange:
+    user: int
+    at_seconds: float
+    plan_id: str
+    deliveries: tuple[float, ...]
+    """Instants at which the notice arrives; the handler looks up what is true by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    seed: int
+    policy: ExpiryPolicy
+    adversarial: bool
+    relay: bool
+    start_seconds: float
+    span_seconds: float
+    timeout_seconds: float
+    clock_error_seconds: float
+    message_faults: MessageFaults
+    levels: Levels
+    plans: dict[str, Plan]
+    first_plan_ids: tuple[str, ...]
+    """Per user."""
+    anchor_at: datetime
+    requests: tuple[Request, ...]
+    plan_changes: tuple[PlanChange, ...]
+    sweeps_at: tuple[float, ...]
+    pace_seconds: float
+    """Longest pause between two chunks of an answer."""
+    containers: int
+    """How many warm containers may be reused; 0: every invocation starts cold."""
+
+
+_BOUNDARIES = (
+    # kind, anchor, an instant in the period whose end the run crosses (or not)
+    (PeriodKind.CALENDAR_MONTH, datetime(2026, 1, 10, tzinfo=UTC), datetime(2026, 1, 20, tzinfo=UTC)),
+    (PeriodKind.CALENDAR_MONTH, datetime(2026, 1, 10, tzinfo=UTC), datetime(2027, 12, 20, tzinfo=UTC)),
+    (PeriodKind.ANCHORED_MONTH, datetime(2026, 1, 31, 10, 30, tzinfo=UTC), datetime(2026, 2, 10, tzinfo=UTC)),
+    (PeriodKind.ANCHORED_MONTH, datetime(2026, 1, 31, 10, 30, tzinfo=UTC), datetime(2028, 3, 10, tzinfo=UTC)),
+    (PeriodKind.ANCHORED_MONTH, datetime(2026, 5, 15, 23, 59, 59, tzinfo=UTC), datetime(2026, 6, 1, tzinfo=UTC)),
+)
+
+
+def draw_scenario(seed: int, options: Options) -> Scenario:
+    """Everything of a run that is fixed before it starts, from one integer."""
+    rng = random.Random(seed)
+    policy = options.policy or rng.choice(list(ExpiryPolicy))
+    adversarial = options.adversarial if options.adversarial is not None else rng.random() < 0.3
+    relay = options.relay if options.relay is not None else False
+    timeout = rng.choice([60.0, 120.0, 300.0])
+    span = rng.choice([20.0, 100.0, 100.0, 800.0, 3000.0])
+    kind, anchor, inside = rng.choice(_BOUNDARIES)
+    period = period_at(kind, anchor, inside)
+    start = _start(rng, period, span)
+    plans = _draw_plans(rng, policy, kind)
+    users = rng.choice([1, 1, 2, 3])
+    first = tuple(rng.choice(list(plans)) for _ in range(users))
+    levels = Levels.draw(rng) if options.faults else Levels(settled_twice=0)
+    scenario = Scenario(
+        seed=seed,
+        policy=policy,
+        adversarial=adversarial and options.faults,
+        relay=relay,
+        start_seconds=start,
+        span_seconds=span,
+        timeout_seconds=timeout,
+        clock_error_seconds=rng.choice([0, 0.5, 5.0]) if options.faults else 0,
+        message_faults=MessageFaults.draw(rng) if options.faults else MessageFaults(),
+        levels=levels,
+        plans=plans,
+        first_plan_ids=first,
+        anchor_at=anchor,
+        requests=(),
+        plan_changes=(),
+        sweeps_at=_sweeps(rng, start, span + timeout + 120),
+        pace_seconds=rng.choice([0.2, 0.5, 5, 15]),
+        containers=rng.choice([0, 1, 4]),
+    )
+    return replace(
+        scenario, requests=_draw_requests(rng, scenario, users), plan_changes=_draw_plan_changes(rng, scenario, users)
+    )
+
+
+def _start(rng: random.Random, period: UsagePeriod, span: float) -> float:
+    """Half of the runs cross the end of the usage period."""
+    if rng.random() < 0.5:
+        return period.end_at.timestamp() - span * rng.uniform(0.1, 0.9)
+    return (period.start_at + timedelta(days=rng.randrange(1, 20))).timestamp()
+
+
+def _sweeps(rng: random.Random, start: float, span: float) -> tuple[float, ...]:
+    instants: list[float] = []
+    at = start + 30
+    while at < start + span:
+        instants += [at + rng.random() * 2 for _ in range(rng.choice([1, 1, 2]))]
+        at += rng.choice([60, 150, 600]) if span < 1000 else rng.choice([300, 900])
+    return tuple(instants)
+
+
+def _draw_plans(rng: random.Random, policy: ExpiryPolicy, kind: PeriodKind) -> dict[str, Plan]:
+    base = rng.choice([2_000, 5_000, 20_000, 100_000])
+    count = rng.choice([1, 2, 3])
+    plans = {}
+    for index, factor in enumerate([2, 6, 1][:count]):
+        soft = rng.random() < 0.35
+        quota = base * factor // 2
+        plans[f"plan{index}"] = Plan(
+            id=f"plan{index}",
+            name=f"Plan {index}",
+            quota_kind=QuotaKind.SOFT if soft else QuotaKind.HARD,
+            quota_tokens=quota if rng.random() < 0.9 else None,
+            quota_requests=rng.choice([None, None, 4, 15]),
+            overage_cap_tokens=quota // 2 if soft else 0,
+            overage_price_microusd_per_1k_tokens=20_000 if soft else 0,
+            price_cents=0,
+            period_kind=kind,
+            models=frozenset(),
+            requests_per_minute=rng.choice([None, None, 6, 30, 120]),
+            burst_requests=rng.choice([1, 3, 10]),
+            max_open_reservations=rng.choice([2, 4, 8, 40]),
+            max_output_tokens=None,
+            slice_output_tokens=rng.choice([None, 200]) if soft else None,
+            expiry_policy=policy,
+        )
+    return plans
+
+
+def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[Request, ...]:
+    count = rng.choice([8, 16, 32, 60])
+    herds = rng.random() < 0.5
+    requests: list[Request] = []
+    for index in range(count):
+        at = rng.random() * scenario.span_seconds
+        if herds:
+            at = at // 30 * 30 + rng.random() * 0.2
+        prompt = rng.choice([5, 50, 300, 2000])
+        bound = int(prompt * rng.uniform(1.0, 2.0)) + 1
+        if rng.random() < scenario.levels.hidden_prompt:
+            prompt = bound + rng.choice([50, 800, 3000])
+        repeats = rng.random() < scenario.levels.repeated_request
+        request = Request(
+            user=rng.randrange(users),
+            at_seconds=scenario.start_seconds + at,
+            prompt_tokens=prompt,
+            bound_tokens=bound,
+            max_tokens=rng.choice([10, 50, 400, 1000, 4000]),
+            may_clamp=rng.random() < 0.8,
+            idempotency_key=f"key-{index}" if repeats else None,
+            body_sha256=f"{index:064x}",
+        )
+        requests.append(request)
+        if repeats:
+            requests += _repeats(rng, request)
+    return tuple(sorted(requests, key=lambda request: request.at_seconds))
+
+
+def _repeats(rng: random.Random, request: Request) -> list[Request]:
+    """The client sends it again, up to 100 s later; now and then it reuses the key for another body."""
+    copies = []
+    for _ in range(rng.choice([1, 2])):
+        delay = rng.choice([0, 0.005, 0.5, 20, 100]) * rng.random()
+        digest = request.body_sha256 if rng.random() < 0.9 else "f" * 64
+        copies.append(replace(request, at_seconds=request.at_seconds + delay, body_sha256=digest))
+    return copies
+
+
+def _draw_plan_changes(rng: random.Random, scenario: Scenario, users: int) -> tuple[PlanChange, ...]:
+    changes: list[PlanChange] = []
+    for user in range(users):
+        for _ in range(rng.choice([0, 0, 1, 3])):
+            at = scenario.start_seconds + rng.random() * scenario.span_seconds
+            deliveries = tuple(
+                at + rng.choice([0, 0.01, 3, 60]) * rng.random() for _ in range(rng.choice([1, 1, 2, 3]))
+            )
+            changes.append(PlanChange(user, at, rng.choice(list(scenario.plans)), deliveries))
+    return tuple(changes)

@@ -1,0 +1,29 @@
+"""A clock that moves only when it is told to."""
+
+from __future__ import annotations
+
+NOON = 1_795_176_000
+"""2026-11-20T12:00:00Z in epoch seconds."""
+
+
+class FakeClock:
+    """`tollgate.domain.sources.Clock`."""
+
+    def __init__(self, now_seconds: float = NOON) -> None:
+        self.seconds = now_seconds
+
+    def now_seconds(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+class Reports:
+    """`tollgate.domain.sources.Report`, remembered."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def __call__(self, name: str, error: Exception) -> None:
+        self.lines.append((name, str(error)))

@@ -1,0 +1,74 @@
+"""The table on moto, for single-threaded tests: moto loses updates under concurrency, so it proves none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import botocore.session
+import pytest
+from moto import mock_aws
+
+from tollgate.storage.table import Table, hot_path_client
+
+REGION = "eu-west-1"
+NAME = "tollgate-test"
+
+
+class CountedTable(Table):
+    """A table that counts the operations sent to it."""
+
+    def __init__(self, session: botocore.session.Session) -> None:
+        super().__init__(hot_path_client(REGION, session=session), NAME)
+        self.calls: Counter[str] = Counter()
+        self.client.meta.events.register("before-call.dynamodb", self._count)
+
+    def _count(self, model: Any, **_: object) -> None:  # noqa: ANN401  botocore's OperationModel
+        self.calls[model.name] += 1
+
+    def items(self) -> list[dict[str, Any]]:
+        """Everything stored, as DynamoDB spells it."""
+        return list(self.client.scan(TableName=self.name)["Items"])
+
+
+def set_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Lambda sets; not one of them opens anything."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "AWS_SESSION_TOKEN": "session",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def moto_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[CountedTable]:
+    """An empty table with the keys and the index of template.yaml."""
+    set_credentials(monkeypatch)
+    with mock_aws():
+        table = CountedTable(botocore.session.get_session())
+        table.client.create_table(
+            TableName=NAME,
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[
+                {"AttributeName": name, "AttributeType": "S"} for name in ("PK", "SK", "GSI1PK", "GSI1SK")
+            ],
+            KeySchema=[{"AttributeName": "PK", "KeyType": "HASH"}, {"AttributeName": "SK", "KeyType": "RANGE"}],
+            GlobalSecondaryIndexes=[
+                {
+                    "IndexName": "GSI1",
+                    "KeySchema": [
+                        {"AttributeName": "GSI1PK", "KeyType": "HASH"},
+                        {"AttributeName": "GSI1SK", "KeyType": "RANGE"},
+                    ],
+                    "Projection": {"ProjectionType": "KEYS_ONLY"},
+                }
+            ],
+        )
+        table.calls.clear()
+        yield table
+        table.client.close()

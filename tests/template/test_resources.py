@@ -1,0 +1,403 @@
+"""What the template promises about routes, data, secrets and observability."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from dev.packaging import BOTO_SERVICES
+from tests.support.sam import (
+    NO_VALUE,
+    ROOT,
+    Node,
+    functions_of,
+    load_template,
+    parameters_of,
+    resolved,
+    resources_of,
+    to_cloudformation,
+)
+
+TEMPLATE = load_template()
+FUNCTIONS = functions_of(TEMPLATE)
+OPEN_ROUTES = {"GET /health"}
+"""Routes of the HTTP API that anybody may call."""
+
+SECRET_LIKE = re.compile(r"SECRET|PASSWORD|TOKEN|PEPPER|API_?KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
+
+
+def only(kind: str) -> dict[str, Any]:
+    [resource] = resources_of(TEMPLATE, kind).values()
+    return resource
+
+
+# --- Functions and routes -------------------------------------------------------------------------------------------
+
+
+def test_every_function_folder_is_in_the_template_and_the_other_way_round() -> None:
+    folders = {path.parent.name for path in (ROOT / "functions").glob("*/app.py")}
+    assert folders == FUNCTIONS.keys()
+
+
+def test_every_route_but_the_open_ones_is_behind_the_jwt_authorizer() -> None:
+    """Read from what SAM generates: that is what API Gateway enforces."""
+    template = to_cloudformation(TEMPLATE)
+    [api] = resources_of(template, "AWS::ApiGatewayV2::Api").values()
+    schemes = api["Properties"]["Body"]["components"]["securitySchemes"]
+    assert schemes.keys() == {"CognitoJwt"}
+    routes: dict[str, list[Any]] = {}
+    for path, methods in api["Properties"]["Body"]["paths"].items():
+        for method, route in methods.items():
+            routes[f"{method.upper()} {path}"] = route.get("security", [])
+    assert routes.keys() >= OPEN_ROUTES
+    for route, security in routes.items():
+        assert security == [{"NONE" if route in OPEN_ROUTES else "CognitoJwt": []}], route
+
+
+def test_the_authorizer_takes_tokens_of_this_pool_and_client_only() -> None:
+    auth = only("AWS::Serverless::HttpApi")["Properties"]["Auth"]
+    assert auth["DefaultAuthorizer"] == "CognitoJwt"
+    jwt = resolved(auth["Authorizers"]["CognitoJwt"]["JwtConfiguration"], TEMPLATE, parameters_of(TEMPLATE))
+    environment = resolved(FUNCTIONS["claude"]["Environment"]["Variables"], TEMPLATE, parameters_of(TEMPLATE))
+    assert jwt["issuer"] == environment["COGNITO_ISSUER"]
+    assert jwt["audience"] == environment["COGNITO_CLIENT_IDS"].split(",") == ["<UserPoolClient>"]
+
+
+def test_the_http_api_is_throttled_and_logs_no_credential() -> None:
+    properties = only("AWS::Serverless::HttpApi")["Properties"]
+    assert properties["FailOnWarnings"] is True
+    assert 0 < properties["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 1000
+    assert 0 < properties["DefaultRouteSettings"]["ThrottlingBurstLimit"] <= 2000
+    logged = set(re.findall(r"\$context\.([\w.]+)", properties["AccessLogSettings"]["Format"]))
+    assert {"requestId", "routeKey", "status"} <= logged
+    assert not any("claims" in name or "header" in name or "identity.user" in name for name in logged)
+
+
+def test_the_claude_function_streams_from_a_url_that_it_guards_itself() -> None:
+    claude = FUNCTIONS["claude"]
+    assert claude["FunctionUrlConfig"]["AuthType"] == "NONE"
+    assert claude["FunctionUrlConfig"]["InvokeMode"] == "RESPONSE_STREAM"
+    wrapper = claude["Environment"]["Variables"]["AWS_LAMBDA_EXEC_WRAPPER"]
+    assert wrapper == "/opt/python/tollgate_runtime/bootstrap"
+    assert {"Ref": "StreamRuntimeLayer"} in claude["Layers"]
+    assert "VpcConfig" not in claude  # a URL does not stream from inside a VPC
+    template = to_cloudformation(TEMPLATE)
+    granted = {
+        permission["Properties"]["Action"]
+        for permission in resources_of(template, "AWS::Lambda::Permission").values()
+        if permission["Properties"]["Principal"] == "*"
+    }
+    assert granted == {"lambda:InvokeFunctionUrl", "lambda:InvokeFunction"}  # both, since October 2025
+
+
+def test_only_functions_with_the_stream_runtime_are_started_by_its_wrapper() -> None:
+    for name, function in FUNCTIONS.items():
+        has_layer = {"Ref": "StreamRuntimeLayer"} in function["Layers"]
+        assert ("AWS_LAMBDA_EXEC_WRAPPER" in function["Environment"]["Variables"]) == has_layer, name
+
+
+def test_timeouts_leave_room_below_what_lambda_allows() -> None:
+    """A caller who left is not noticed and is paid for to the end; API Gateway itself gives up after 30 s."""
+    for name, function in FUNCTIONS.items():
+        kinds = {event["Type"] for event in function.get("Events", {}).values()}
+        assert function["Timeout"] <= (30 if "HttpApi" in kinds else 600), name
+
+
+# --- Browsers -------------------------------------------------------------------------------------------------------
+
+ASKED_BY_THE_SDK_IN_A_BROWSER = {
+    "authorization",
+    "content-type",
+    "anthropic-version",
+    "anthropic-dangerous-direct-browser-access",
+    "x-stainless-arch",
+    "x-stainless-lang",
+    "x-stainless-os",
+    "x-stainless-package-version",
+    "x-stainless-retry-count",
+    "x-stainless-runtime",
+    "x-stainless-runtime-version",
+    "x-stainless-timeout",
+}
+READ_BY_CLIENTS = {
+    "request-id",
+    "retry-after",
+    "x-should-retry",
+    "anthropic-ratelimit-requests-limit",
+    "anthropic-ratelimit-requests-remaining",
+    "anthropic-ratelimit-requests-reset",
+    "anthropic-ratelimit-tokens-limit",
+    "anthropic-ratelimit-tokens-remaining",
+    "anthropic-ratelimit-tokens-reset",
+}
+
+
+def url_cors(**parameters: str) -> Node:
+    cors = FUNCTIONS["claude"]["FunctionUrlConfig"]["Cors"]
+    return resolved(cors, TEMPLATE, parameters_of(TEMPLATE, **parameters))
+
+
+def api_cors(**parameters: str) -> Node:
+    """As generated: SAM would pass on a list parameter as one string."""
+    template = to_cloudformation(TEMPLATE, **parameters)
+    [api] = resources_of(template, "AWS::ApiGatewayV2::Api").values()
+    cors = api["Properties"]["Body"]["x-amazon-apigateway-cors"]
+    return resolved(cors, TEMPLATE, parameters_of(TEMPLATE, **parameters))
+
+
+def test_anthropics_client_works_from_a_browser() -> None:
+    cors = url_cors()
+    allowed = cors["AllowHeaders"]
+    assert ASKED_BY_THE_SDK_IN_A_BROWSER | {"x-api-key", "anthropic-beta"} <= set(allowed)
+    assert set(cors["ExposeHeaders"]) >= READ_BY_CLIENTS
+    assert {"GET", "POST"} <= set(cors["AllowMethods"])
+    for names in (allowed, cors["ExposeHeaders"]):
+        assert names == sorted({name.lower() for name in names})
+        assert "*" not in names
+        assert len(names) <= 100
+
+
+@pytest.mark.parametrize("origins", ["*", "https://a.example.com", "https://a.example.com,https://b.example.com"])
+def test_origins_are_a_list_and_none_is_trusted_with_cookies(origins: str) -> None:
+    url, api = url_cors(AllowedOrigins=origins), api_cors(AllowedOrigins=origins)
+    assert url["AllowOrigins"] == api["allowOrigins"] == origins.split(",")
+    assert url["AllowCredentials"] is False
+    assert "allowCredentials" not in api
+
+
+def test_without_an_origin_browsers_are_kept_out() -> None:
+    assert url_cors(AllowedOrigins="") is api_cors(AllowedOrigins="") is NO_VALUE
+
+
+# --- Secrets and configuration --------------------------------------------------------------------------------------
+
+
+def test_no_variable_holds_a_secret() -> None:
+    """Those that are named like one hold the name of an SSM parameter."""
+    parameters = parameters_of(TEMPLATE)
+    for name, function in FUNCTIONS.items():
+        for variable, value in resolved(function["Environment"]["Variables"], TEMPLATE, parameters).items():
+            if SECRET_LIKE.search(variable) and variable != "ALLOW_TEST_KEYS":
+                assert variable.endswith("_PARAMETER"), f"{name}: {variable}"
+                assert value.startswith(f"/tollgate/{parameters['Stage']}/"), f"{name}: {variable}"
+            assert "sk-ant-" not in str(value)
+
+
+def test_secrets_reach_only_the_function_that_uses_them() -> None:
+    for name, function in FUNCTIONS.items():
+        variables = function["Environment"]["Variables"].keys()
+        assert any(variable.endswith("_PARAMETER") for variable in variables) == (name == "claude"), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "accepted"),
+    [("dev", "true", "true"), ("dev", "false", "false"), ("prod", "true", "false"), ("prod", "false", "false")],
+)
+def test_test_keys_are_never_accepted_in_production(stage: str, asked: str, accepted: str) -> None:
+    parameters = parameters_of(TEMPLATE, Stage=stage, AllowTestKeys=asked)
+    for function in FUNCTIONS.values():
+        assert resolved(function["Environment"]["Variables"]["ALLOW_TEST_KEYS"], TEMPLATE, parameters) == accepted
+
+
+def test_endpoints_are_declared_and_empty() -> None:
+    """`sam local` passes on only what the template declares; empty means AWS's own."""
+    for function in FUNCTIONS.values():
+        for variable in ("AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SSM", "COGNITO_JWKS_URL"):
+            assert function["Environment"]["Variables"][variable] == ""
+
+
+def test_pruned_layers_keep_every_aws_service_that_code_calls() -> None:
+    called = set()
+    for folder in ("layers", "functions"):
+        for source in (ROOT / folder).rglob("*.py"):
+            called |= set(re.findall(r"""(?:client|resource)\(\s*["']([a-z0-9-]+)["']""", source.read_text()))
+    assert called <= BOTO_SERVICES
+
+
+# --- Publishing -----------------------------------------------------------------------------------------------------
+
+
+def published_version(artifact: str = "s3://artifacts/1", **parameters: str) -> tuple[str, str]:
+    """What decides whether CloudFormation publishes anew: the version's logical id and its description."""
+    template = to_cloudformation(TEMPLATE, artifact=artifact, **parameters)
+    [(name, version)] = resources_of(template, "AWS::Lambda::Version").items()
+    description = resolved(version["Properties"]["Description"], template, parameters_of(TEMPLATE, **parameters))
+    return name, description
+
+
+CHANGES = {
+    "Stage": "prod",
+    "Architecture": "x86_64",
+    "LogLevel": "DEBUG",
+    "Catalog": "calls",
+    "DefaultPlan": "pro",
+    "AllowTestKeys": "true",
+    "MaxBodyBytes": "1000000",
+    "UpstreamBaseUrl": "https://claude.example.com",
+    "UpstreamApiKeyParameter": "/elsewhere/key",
+    "KeyPepperParameter": "/elsewhere/pepper",
+    "SnapStart": "PublishedVersions",
+}
+
+
+@pytest.mark.parametrize("parameter", CHANGES)
+def test_a_changed_parameter_publishes_a_new_version_of_the_claude_function(parameter: str) -> None:
+    """Otherwise its URL would go on serving the old value."""
+    assert published_version(**{parameter: CHANGES[parameter]}) != published_version()
+
+
+def test_every_parameter_that_reaches_the_claude_function_is_among_them() -> None:
+    claude = {key: FUNCTIONS["claude"][key] for key in ("Environment", "Architectures", "SnapStart", "LoggingConfig")}
+    used = set(re.findall(r"""'Ref': '(\w+)'|\$\{(\w+)\}""", str(claude)))
+    names = {name for pair in used for name in pair if name in TEMPLATE["Parameters"]}
+    assert names | {"AllowTestKeys"} == CHANGES.keys()
+
+
+def test_changed_code_or_layers_publish_a_new_version() -> None:
+    assert published_version(artifact="s3://artifacts/2") != published_version()
+
+
+def test_the_longest_description_of_a_version_is_one_that_lambda_takes() -> None:
+    longest = {
+        name: "x" * (parameter.get("MaxLength") or max(len(str(value)) for value in parameter["AllowedValues"]))
+        for name, parameter in TEMPLATE["Parameters"].items()
+        if name in CHANGES and ("MaxLength" in parameter or "AllowedValues" in parameter)
+    }
+    longest |= {"Stage": "x" * 20, "MaxBodyBytes": "6291456"}
+    assert longest.keys() == CHANGES.keys()
+    parts = resolved(FUNCTIONS["claude"]["VersionDescription"], TEMPLATE, parameters_of(TEMPLATE, **longest))
+    assert len(parts) <= 256
+
+
+# --- Data -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_the_one_that_storage_expects() -> None:
+    table = only("AWS::DynamoDB::Table")["Properties"]
+    assert [key["AttributeName"] for key in table["KeySchema"]] == ["PK", "SK"]
+    [index] = table["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == "GSI1"
+    assert [key["AttributeName"] for key in index["KeySchema"]] == ["GSI1PK", "GSI1SK"]
+    assert index["Projection"] == {"ProjectionType": "KEYS_ONLY"}
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "expires_at", "Enabled": True}
+    assert table["BillingMode"] == "PAY_PER_REQUEST"
+
+
+def test_data_outlives_mistakes() -> None:
+    table, pool = only("AWS::DynamoDB::Table"), only("AWS::Cognito::UserPool")
+    for resource in (table, pool):
+        assert resource["DeletionPolicy"] == resource["UpdateReplacePolicy"] == "Retain"
+    assert table["Properties"]["DeletionProtectionEnabled"] is True
+    assert table["Properties"]["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+    assert table["Properties"]["SSESpecification"] == {"SSEEnabled": True}
+    assert pool["Properties"]["DeletionProtection"] == "ACTIVE"
+
+
+def test_a_client_may_write_its_email_and_nothing_else() -> None:
+    """Left out, all standard attributes could be written; custom ones would tempt code to trust them."""
+    client = only("AWS::Cognito::UserPoolClient")["Properties"]
+    assert client["WriteAttributes"] == ["email"]
+    assert not any(name.startswith("custom:") for name in client["WriteAttributes"] + client["ReadAttributes"])
+    schema = only("AWS::Cognito::UserPool")["Properties"]["Schema"]
+    assert [attribute["Name"] for attribute in schema] == ["email"]
+
+
+def test_sign_in_reveals_no_accounts_and_tokens_end() -> None:
+    client = only("AWS::Cognito::UserPoolClient")["Properties"]
+    assert client["PreventUserExistenceErrors"] == "ENABLED"
+    assert client["EnableTokenRevocation"] is True
+    assert client["GenerateSecret"] is False
+    assert set(client["ExplicitAuthFlows"]) == {
+        "ALLOW_USER_SRP_AUTH",
+        "ALLOW_USER_PASSWORD_AUTH",
+        "ALLOW_REFRESH_TOKEN_AUTH",
+    }
+    assert client["TokenValidityUnits"]["AccessToken"] == "minutes"
+    assert client["AccessTokenValidity"] <= 60
+    policy = only("AWS::Cognito::UserPool")["Properties"]["Policies"]["PasswordPolicy"]
+    assert policy["MinimumLength"] >= 12
+
+
+# --- Schedule, logs, alarms -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_hourly_run_is_retried_and_then_kept() -> None:
+    function = FUNCTIONS["usage_reset"]
+    [schedule] = [event["Properties"] for event in function["Events"].values() if event["Type"] == "ScheduleV2"]
+    assert schedule["RetryPolicy"]["MaximumRetryAttempts"] >= 1
+    assert schedule["RetryPolicy"]["MaximumEventAgeInSeconds"] < 3600  # the next run comes anyway
+    kept_by_lambda = function["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]["Destination"]
+    assert schedule["DeadLetterConfig"]["Arn"] == kept_by_lambda == {"Fn::GetAtt": ["UsageResetDeadLetterQueue", "Arn"]}
+    dead_letters = TEMPLATE["Resources"]["UsageResetDeadLetterQueue"]["Properties"]
+    assert dead_letters["MessageRetentionPeriod"] == 14 * 24 * 3600
+    assert dead_letters["SqsManagedSseEnabled"] is True
+    assert schedule["Name"] != "UsageResetFunctionHourly"  # SAM's own, the same in every stack
+
+
+def test_a_generation_is_never_run_twice_by_lambda_itself() -> None:
+    assert FUNCTIONS["claude"]["EventInvokeConfig"]["MaximumRetryAttempts"] == 0
+
+
+def test_every_function_logs_to_a_group_of_its_own_that_forgets() -> None:
+    groups = resources_of(TEMPLATE, "AWS::Logs::LogGroup")
+    used = [function["LoggingConfig"]["LogGroup"]["Ref"] for function in FUNCTIONS.values()]
+    assert len(used) == len(set(used)) == len(FUNCTIONS)
+    access_log = only("AWS::Serverless::HttpApi")["Properties"]["AccessLogSettings"]["DestinationArn"]
+    assert set(groups) - set(used) == {"HttpApiLogGroup"}
+    assert "HttpApiLogGroup" in str(access_log)
+    for name, group in groups.items():
+        assert group["Properties"]["RetentionInDays"] == {"Ref": "LogRetentionDays"}, name
+        assert "AWS::StackName" in str(group["Properties"]["LogGroupName"]), name
+
+
+def test_every_alarm_reaches_the_topic_and_names_its_runbook_section() -> None:
+    runbook = (ROOT / "docs" / "operations.md").read_text()
+    alarms = resources_of(TEMPLATE, "AWS::CloudWatch::Alarm")
+    assert len(alarms) <= 10  # the free ones: a deployment without traffic costs nothing
+    for name, alarm in alarms.items():
+        properties = alarm["Properties"]
+        assert properties["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
+        assert properties["TreatMissingData"] == "notBreaching", name  # no traffic is no fault
+        section = re.search(r'"([^"]+)"\.?$', properties["AlarmDescription"].strip())
+        assert section, name
+        assert f"### {section[1]}" in runbook, name
+
+
+def test_the_alarms_watch_what_hurts() -> None:
+    watched = {
+        (
+            alarm["Properties"]["Namespace"] if isinstance(alarm["Properties"]["Namespace"], str) else "Tollgate",
+            alarm["Properties"]["MetricName"],
+        )
+        for alarm in resources_of(TEMPLATE, "AWS::CloudWatch::Alarm").values()
+    }
+    assert watched == {
+        ("AWS/Lambda", "Errors"),
+        ("AWS/Lambda", "Throttles"),
+        ("AWS/Lambda", "Duration"),
+        ("AWS/ApiGateway", "5xx"),
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
+        ("Tollgate", "UpstreamKeyFaults"),
+    }
+
+
+def test_the_duration_alarm_rings_at_four_fifths_of_the_timeout() -> None:
+    [alarm] = [
+        alarm["Properties"]
+        for alarm in resources_of(TEMPLATE, "AWS::CloudWatch::Alarm").values()
+        if alarm["Properties"]["MetricName"] == "Duration"
+    ]
+    assert alarm["Threshold"] == FUNCTIONS["claude"]["Timeout"] * 1000 * 8 // 10
+
+
+def test_our_own_metrics_are_ones_that_code_emits() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "layers" / "core").rglob("*.py"))
+    sources += "".join(path.read_text() for path in (ROOT / "functions").rglob("*.py"))
+    for name, alarm in resources_of(TEMPLATE, "AWS::CloudWatch::Alarm").items():
+        properties = alarm["Properties"]
+        if "Tollgate" in str(properties["Namespace"]):
+            assert f'"{properties["MetricName"]}"' in sources, name
+            [service] = [dimension["Value"] for dimension in properties["Dimensions"]]
+            assert service in FUNCTIONS, name
