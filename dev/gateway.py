@@ -47,8 +47,8 @@ API_SECONDS_AT_MOST: Final = 30.0
 """An HTTP API gives up on its integration after this time."""
 BODY_BYTES_READ: Final = 64 * 1024 * 1024
 """Larger uploads are cut off; below, they are read to the end so that the client gets to see the refusal."""
-OUTCOME_SECONDS: Final = 0.5
-"""How long a request's line waits for the function's own line about it."""
+OUTCOME_SECONDS: Final = 0.15
+"""How long a request's line waits for the function's own: that was written first, but comes another way."""
 
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 _BODILESS: Final = {204, 304}

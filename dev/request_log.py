@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TextIO
@@ -118,13 +118,10 @@ def _tokens(facts: Json) -> str:
 
 def _code(facts: Json, note: str) -> str:
     outcome = str(facts.get("outcome", ""))
-    shown = str(facts.get("error_code", "")) or ("" if outcome in ("", "completed", "settled", "ok") else outcome)
+    shown = str(facts.get("error_code", "")) or ("" if outcome in ("", "complete") else outcome)
     return " ".join(part for part in (shown, note) if part)
 
 
 def _cost(facts: Json) -> str:
     picousd = facts.get("cost_picousd")
     return f"${picousd / 10**12:.6f}" if isinstance(picousd, int) else ""
-
-
-LineSink = Callable[[str], None]

@@ -34,10 +34,11 @@ from typing import Any, Literal
 PRELUDE_TYPE = "application/vnd.awslambda.http-integration-response"
 PRELUDE_END = b"\0" * 8
 MAX_PRELUDE_BYTES = 16 * 1024  # documented by API Gateway: metadata and delimiter within the first 16 KB
+MAX_TRAILER_BYTES = 4096  # measured on AWS's emulator: a longer block resets the connection, the invocation hangs
 MAX_BUFFERED_BYTES = 6 * 1024 * 1024 + 100  # the bound of a buffered answer, as AWS's emulator has it
 
 _API = "/2018-06-01/runtime/"
-_MAX_LINE_BYTES = 2 * 1024 * 1024  # the X-Ray cause is one header of up to 1 MiB
+_MAX_HEAD_BYTES = 2 * 1024 * 1024  # the X-Ray cause is one header of up to 1 MiB
 _ERROR_TYPE = "lambda-runtime-function-error-type"
 _ERROR_BODY = "lambda-runtime-function-error-body"
 
@@ -429,7 +430,7 @@ class _Connection(threading.Thread):
             self._api._forget(self)
 
     def _serve_one(self) -> bool:
-        line = self._reader.readline(_MAX_LINE_BYTES)
+        line = self._reader.readline(_MAX_HEAD_BYTES)
         if not line:
             return False
         try:
@@ -561,24 +562,28 @@ class _Chunks:
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
-            line = self._reader.readline(_MAX_LINE_BYTES)
+            line = self._reader.readline(_MAX_HEAD_BYTES)
             if not line.endswith(b"\n"):
                 raise _BrokenOffError
             size = int(line.partition(b";")[0].strip(), 16)
             if size == 0:
-                self.trailers = _read_fields(self._reader)
+                self.trailers = _read_fields(self._reader, MAX_TRAILER_BYTES)
                 return
             yield _read_exactly(self._reader, size)
             if _read_exactly(self._reader, 2) != b"\r\n":
                 raise ValueError("a chunk is longer than its size says")
 
 
-def _read_fields(reader: BufferedReader) -> dict[str, str]:
+def _read_fields(reader: BufferedReader, max_bytes: int = _MAX_HEAD_BYTES) -> dict[str, str]:
     """Header or trailer fields up to the empty line, names in lower case, repeated ones joined by a comma."""
     fields: dict[str, str] = {}
+    left = max_bytes
     while True:
-        line = reader.readline(_MAX_LINE_BYTES)
+        line = reader.readline(left)
+        left -= len(line)
         if not line.endswith(b"\n"):
+            if left == 0:
+                raise ValueError(f"header or trailer fields of more than {max_bytes} bytes")
             raise _BrokenOffError
         text = line.decode("latin-1").rstrip("\r\n")
         if not text:

@@ -247,6 +247,8 @@ class _Resolver:
             "Fn::Join": lambda value, where: str(self.resolve(value[0], where)).join(
                 map(str, self.resolve(value[1], where))
             ),
+            "Fn::Split": lambda value, where: _text(self.resolve(value[1], where)).split(value[0]),
+            "Fn::Select": lambda value, where: self.resolve(value[1], where)[int(self.resolve(value[0], where))],
             "Fn::Equals": lambda value, where: (
                 _text(self.resolve(value[0], where)) == _text(self.resolve(value[1], where))
             ),

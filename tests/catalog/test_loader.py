@@ -66,6 +66,7 @@ description = "The second"
 context_tokens = 200_000
 max_output_tokens = 64_000
 created_at = 2026-02-01
+deprecated_at = 2026-12-01
 retires_at = 2027-02-01
 {ROW.replace("claude-a", "claude-b")}"""
 
@@ -113,11 +114,28 @@ def test_a_model_is_what_its_table_says(tmp_path: Path) -> None:
     assert (model.display_name, model.description) == ("A", "The first")
     assert (model.context_tokens, model.max_output_tokens) == (200_000, 64_000)
     assert model.created_at.isoformat() == "2026-01-01T00:00:00+00:00"
-    assert model.retires_at is None
+    assert model.deprecated_at is model.retires_at is None
     assert (model.weights.input, model.weights.output) == (1_000, 5_000), "what is left out counts as one"
     [row] = model.prices
     assert (row.standard.input, row.standard.cache_read, row.fast) == (1_000, 5_000, None)
     assert (row.batch_permille, row.us_only_permille, row.web_search_microusd) == (500, 1_100, 10_000)
+
+
+def test_a_model_ends_when_its_table_says(tmp_path: Path) -> None:
+    model = read_catalog(write(tmp_path), "mine").models["claude-b"]
+
+    assert model.deprecated_at is not None
+    assert model.retires_at is not None
+    assert model.deprecated_at.isoformat() == "2026-12-01T00:00:00+00:00"
+    assert model.retires_at.isoformat() == "2027-02-01T00:00:00+00:00"
+
+
+def test_an_app_that_names_no_model_gets_the_first_its_plan_allows(tmp_path: Path) -> None:
+    plans = changed(PLANS, 'models = ["claude-a"]', 'models = ["claude-b"]')
+    catalog = read_catalog(write(tmp_path, plans), "mine")
+
+    assert catalog.default_model(catalog.plan("small")).id == "claude-b"
+    assert catalog.default_model(catalog.plan("large")).id == "claude-a"
 
 
 def test_rows_are_sorted_whatever_their_order_in_the_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ MODEL = Model(
     context_tokens=1_000_000,
     max_output_tokens=128_000,
     created_at=datetime(2026, 10, 7, tzinfo=UTC),
+    deprecated_at=None,
     retires_at=None,
     aliases=(),
     weights=TokenWeights(),

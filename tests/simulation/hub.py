@@ -55,7 +55,7 @@ class Process:
         self.started_at = hub.now
         self.readings: list[float] = []
         self.outages = 0
-        """How often the table failed it for good, or chance gave it an id in use: what it left behind is excused."""
+        """How often the table failed it for good: what it then left behind is excused."""
         self.sights: list[tuple[float, Any]] = []
         """Meters that refused it or that it read, each with its clock's last reading; the oracle judges refusals by them."""
         self.on_kill: Callable[[], None] | None = None

@@ -156,6 +156,7 @@ class Network:
             raise refusal(operation, "ProvisionedThroughputExceededException")
         if operation != "TransactWriteItems":
             raise refusal(operation, "TransactionConflictException")
+        process.outages += 1
         reasons: list[dict[str, Any]] = [{"Code": "None"} for _ in request["TransactItems"]]
         reasons[-1] = {"Code": "TransactionConflict", "Message": "Transaction is ongoing for the item"}
         raise cancellation(reasons)

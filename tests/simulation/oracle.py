@@ -53,27 +53,30 @@ class MeterTruth:
 
 
 @lru_cache(maxsize=65536)
-def parse_reservation(text: str) -> tuple[int, int, str]:
-    """(amount, expires at, nonce) of a stored reservation."""
-    amount, expires_at, nonce, _ = text.split(":")
-    return int(amount), int(expires_at), nonce
+def parse_reservation(text: str) -> tuple[int, int, str, int]:
+    """(amount, expires at, nonce, prompt bound) of a stored reservation."""
+    amount, expires_at, nonce, bound = text.split(":")
+    return int(amount), int(expires_at), nonce, int(bound)
 
 
 class Oracle:
     """One per run. `violations` stays empty in a correct run."""
 
-    def __init__(self, hub: Hub, plans: dict[str, Plan], seen: Counter[str], *, clock_error: float, adversarial: bool) -> None:
+    def __init__(self, hub: Hub, plans: dict[str, Plan], seen: Counter[str], *, clock_error: float, adversarial: bool, cost_picousd: Callable[[TokenCounts], int]) -> None:
         self.hub = hub
         self.plans = plans
         self.seen = seen
         self.clock_error = clock_error
         self.adversarial = adversarial
+        self.cost_picousd = cost_picousd
         self.violations: list[Violation] = []
         self.meters: defaultdict[Key, MeterTruth] = defaultdict(MeterTruth)
         self.reservations: dict[str, Held] = {}
         self.profiles: dict[str, int] = {}
         self.network: Network = None  # type: ignore[assignment]  joined by the run, which builds both
         self.timeout_seconds = 0.0
+        self.shared_ids: set[str] = set()
+        """Reservation ids that two owners were given: a late duplicate may then slip between two tombstones."""
         self.largest_item = 0
         self.most_open = 0
 
@@ -156,10 +159,10 @@ class Oracle:
     # ---- reserve, top-up
 
     def _held(self, key: Key, truth: MeterTruth, name: str, old: Item, new: Item) -> None:
-        amount, expires_at, nonce = parse_reservation(new[name]["S"])
+        amount, _, nonce, bound = parse_reservation(new[name]["S"])
         before = old.get(name)
         if before is None:
-            self._reserved(key, truth, name, (amount, expires_at, nonce), old, new)
+            self._reserved(key, truth, name, (amount, nonce, bound), old, new)
         elif parse_reservation(before["S"])[2] != nonce:
             self.report("conservation", f"{key} {name}: {before['S']} overwritten by {new[name]['S']}")
         else:
@@ -169,8 +172,8 @@ class Oracle:
         if _number(new, "remaining") < floor:
             self.report("over_limit", f"{key} {name} admitted: remaining {_number(new, 'remaining')} below {floor}")
 
-    def _reserved(self, key: Key, truth: MeterTruth, name: str, value: tuple[int, int, str], old: Item, new: Item) -> None:
-        amount, expires_at, nonce = value
+    def _reserved(self, key: Key, truth: MeterTruth, name: str, value: tuple[int, str, int], old: Item, new: Item) -> None:
+        amount, nonce, bound = value
         sender = self.network.sender
         assert sender is not None
         self.seen["reserved"] += 1
@@ -181,7 +184,7 @@ class Oracle:
             held = known
             held.open = True
         else:
-            held = Held(nonce, key, sender, self.hub.now, amount, expires_at)
+            held = Held(nonce, key, sender, self.hub.now, amount, bound)
             self.reservations[nonce] = held
         truth.held[name] = held
         if _number(new, "req_remaining") < 0:
@@ -214,7 +217,7 @@ class Oracle:
     # ---- settle, release, sweep, late correction
 
     def _ended(self, key: Key, truth: MeterTruth, name: str, old: Item, new: Item, record: Change | None) -> None:
-        _, _, nonce = parse_reservation(old[name]["S"])
+        _, _, nonce, _ = parse_reservation(old[name]["S"])
         held = self.reservations[nonce]
         truth.held.pop(name, None)
         held.open = False
@@ -228,7 +231,7 @@ class Oracle:
         truth.settled += charged
         truth.written_off += written_off
         if record is not None:
-            self._swept(key, held, charged, written_off)
+            self._swept(key, name[2:], held, charged, written_off)
             counted = charged > 0
         else:
             counted = not (held.call is None or held.call.released)
@@ -237,7 +240,7 @@ class Oracle:
         truth.requests += counted
         self._book_counts(truth, held, old, new)
 
-    def _swept(self, key: Key, held: Held, charged: int, written_off: int) -> None:
+    def _swept(self, key: Key, reservation_id: str, held: Held, charged: int, written_off: int) -> None:
         self.seen["swept"] += 1
         self.seen[f"swept_{'running' if held.owner.running else 'dead' if held.owner.dead else 'done'}"] += 1
         held.swept = True
@@ -246,7 +249,7 @@ class Oracle:
         owner = held.owner
         if owner.running and not self.adversarial:
             self.report("swept_alive", f"{key} {held.nonce} swept while {owner.name} lives")
-        if owner.done and not owner.dead and not owner.outages:
+        if owner.done and not owner.dead and not owner.outages and reservation_id not in self.shared_ids:
             self.report("leftover", f"{key} {held.nonce} of {owner.name}, which ended without any outage, had to be swept")
 
     def _corrected(self, key: Key, truth: MeterTruth, old: Item, new: Item, record: Change) -> None:
@@ -310,6 +313,28 @@ class Oracle:
             if size > MAX_ITEM_BYTES:
                 self.report("item_size", f"{key} has {size} bytes")
 
+    # ---- the upstream call of a reservation
+
+    def bind(self, nonce: str, call: Call) -> None:
+        """This call goes up under the reservation of that nonce."""
+        held = self.reservations[nonce]
+        if held.call is not None:
+            held.call.starts += 1
+        held.call = call
+
+    def bind_open(self, process: Process, call: Call) -> bool:
+        """The same for the one reservation that the process has open; whether its plan reserves in slices."""
+        mine = [held for held in self.reservations.values() if held.owner is process]
+        still_open = [held for held in mine if held.open]
+        if not still_open and not self.adversarial:
+            self.report("unreserved_call", f"{process.name} calls upstream without an open reservation")
+        if not mine:
+            return False
+        held = (still_open or mine)[-1]
+        self.bind(held.nonce, call)
+        item = self.network.table.find(*held.meter)
+        return item is not None and self.plan_of(item).slice_output_tokens is not None
+
     # ---- refusals
 
     def judge_refusal(self, process: Process, why: str, is_full: Callable[[float, Item], bool], key: Key) -> None:
@@ -327,20 +352,25 @@ class Oracle:
             seen = [f"{_summary(item)} at {reading:.3f}" for reading, item in sights[-3:]]
             self.report("false_reject", f"{process.name} {why}, but saw {seen}")
 
-    def has_no_room(self, need_tokens: int, item: Item) -> bool:
-        return _number(item, "remaining") + _number(item, "overage_cap") < need_tokens
+    def plan_of(self, item: Item) -> Plan:
+        return self.plans[item["plan_id"]["S"]]
 
     def has_no_request(self, item: Item) -> bool:
         return _number(item, "req_remaining") < 1
 
-    def has_no_slot(self, plan: Plan, item: Item) -> bool:
-        return _number(item, "open_count") >= plan.max_open_reservations
+    def has_no_slot(self, item: Item) -> bool:
+        return _number(item, "open_count") >= self.plan_of(item).max_open_reservations
 
-    def is_too_early(self, plan: Plan, reading: float, item: Item) -> bool:
-        if plan.requests_per_minute is None:
-            return False
-        interval_ms = -(-60_000 // plan.requests_per_minute)
-        return _number(item, "rate_tat") > int(reading * 1000) + (plan.burst_requests - 1) * interval_ms
+    def room(self, item: Item) -> int:
+        return _number(item, "remaining") + _number(item, "overage_cap")
+
+    def is_too_early(self, reading: float, item: Item) -> bool:
+        """By the meter's plan, or by one it had until a moment ago: containers keep accounts for a while."""
+        return any(
+            _number(item, "rate_tat") > int(reading * 1000) + (plan.burst_requests - 1) * -(-60_000 // limit)
+            for plan in self.plans.values()
+            if (limit := plan.requests_per_minute) is not None
+        )
 
     def _has_overdue(self, reading: float, item: Item) -> bool:
         """The process's own clock showed a reservation expired, with a second for the way."""
@@ -357,15 +387,15 @@ class Oracle:
 
     # ---- the end of the run
 
-    def check_end(self, meters: Iterable[tuple[str, str, Item]], strict: Callable[[Held], bool]) -> None:
+    def check_end(self, meters: Iterable[tuple[str, str, Item]], *, strict: bool) -> None:
         used: Counter[Key] = Counter()
         excused: Counter[Key] = Counter()
         for held in self.reservations.values():
-            self._check_reservation(held, strict(held))
+            self._check_reservation(held)
             if held.call is not None:
                 used[held.meter] += held.call.used_tokens
-                excused[held.meter] += held.call.hidden_tokens if strict(held) else held.written_off_tokens
-                if held.call.sliced or held.call.hidden_tokens:
+                excused[held.meter] += held.hidden_tokens if strict else held.written_off_tokens
+                if held.call.sliced or held.hidden_tokens:
                     excused[held.meter] += max(0, held.call.used_tokens - held.charged_tokens)
         for pk, sk, item in meters:
             key = (pk, sk)
@@ -382,7 +412,7 @@ class Oracle:
                 self.report("truth_over_limit", f"{key} used {used[key]} of {truth.most_room} (+{excused[key]} written off)")
         self.seen["used_tokens"] += sum(used.values())
 
-    def _check_reservation(self, held: Held, strict: bool) -> None:
+    def _check_reservation(self, held: Held) -> None:
         call = held.call
         if call is None or not call.starts:
             if held.charged_tokens and not held.swept:
@@ -394,11 +424,11 @@ class Oracle:
         self.seen["written_off_tokens"] += held.written_off_tokens
         booked = held.charged_tokens + held.written_off_tokens
         owed = call.used_tokens
-        if call.sliced or call.hidden_tokens:  # nobody could hold what nobody could know
+        if call.sliced or held.hidden_tokens:  # nobody could hold what nobody could know
             if call.settled_at is None:
                 owed = min(owed, held.amount_tokens)
             elif call.unknown_end:
-                owed = call.known_least_tokens
+                owed = call.seen_tokens
         if booked < owed:
             self.report("lost_tokens", f"{held.nonce} used {owed}, charged {held.charged_tokens}, off {held.written_off_tokens}")
         if held.swept and not held.corrected:
@@ -407,18 +437,19 @@ class Oracle:
             self.report("overbill", f"{held.nonce} charged {held.charged_tokens} of {call.used_tokens}")
         if call.settled_at is not None:
             self._check_exact(held, call)
-        _ = strict
 
     def _check_exact(self, held: Held, call: Call) -> None:
-        """An answered settlement booked exactly what it was given."""
-        if call.known_tokens is not None and not call.released:
-            late_or_hidden = held.corrected or call.known_tokens > held.amount_tokens
-            if held.charged_tokens != call.known_tokens and not late_or_hidden:
-                self.report("inexact", f"{held.nonce} charged {held.charged_tokens}, reported {call.known_tokens}")
-            if held.charged_tokens + held.written_off_tokens != call.known_tokens:
-                self.report("inexact", f"{held.nonce} booked {held.charged_tokens}+{held.written_off_tokens}, {call.known_tokens}")
-        if held.counts != call.counts or held.cost_picousd != call.cost_picousd:
-            self.report("inexact", f"{held.nonce} counts {held.counts}, reported {call.counts}")
+        """An answered settlement booked exactly what upstream had told."""
+        if call.final is None or call.released:
+            return
+        known = call.known_tokens
+        late_or_beyond = held.corrected or call.used_tokens > held.amount_tokens
+        if held.charged_tokens != known and not late_or_beyond:
+            self.report("inexact", f"{held.nonce} charged {held.charged_tokens}, reported {known}")
+        if held.charged_tokens + held.written_off_tokens != known:
+            self.report("inexact", f"{held.nonce} booked {held.charged_tokens}+{held.written_off_tokens}, reported {known}")
+        if held.counts != call.final or held.cost_picousd != self.cost_picousd(call.final):
+            self.report("inexact", f"{held.nonce} counts {held.counts}, reported {call.final}")
 
 
 _EMPTY_METER: Item = {"rate_tat": {"N": "0"}, "settled": {"N": "0"}, "written_off": {"N": "0"}, "plan_version": {"N": "0"}}

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from tests.simulation.network import MessageFaults
 from tollgate.domain.periods import UsagePeriod, period_at
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
+from tollgate.domain.tokens import TokenWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,18 @@ class Scenario:
     requests: tuple[Request, ...]
     plan_changes: tuple[PlanChange, ...]
     sweeps_at: tuple[float, ...]
+    weights: TokenWeights
     pace_seconds: float
     """Longest pause between two chunks of an answer."""
     containers: int
     """How many warm containers may be reused; 0: every invocation starts cold."""
 
 
+_WEIGHTS = (
+    TokenWeights(),
+    TokenWeights(input=1000, output=5000, cache_write_5m=1250, cache_write_1h=2000, cache_read=100),
+    TokenWeights(input=333, output=1667, cache_write_5m=417, cache_write_1h=667, cache_read=34),
+)
 _BOUNDARIES = (
     # kind, anchor, an instant in the period whose end the run crosses (or not)
     (PeriodKind.CALENDAR_MONTH, datetime(2026, 1, 10, tzinfo=UTC), datetime(2026, 1, 20, tzinfo=UTC)),
@@ -111,7 +118,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     rng = random.Random(seed)
     policy = options.policy or rng.choice(list(ExpiryPolicy))
     adversarial = options.adversarial if options.adversarial is not None else rng.random() < 0.3
-    relay = options.relay if options.relay is not None else False
+    relay = options.relay if options.relay is not None else rng.random() < 0.4
     timeout = rng.choice([60.0, 120.0, 300.0])
     span = rng.choice([20.0, 100.0, 100.0, 800.0, 3000.0])
     kind, anchor, inside = rng.choice(_BOUNDARIES)
@@ -138,6 +145,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         requests=(),
         plan_changes=(),
         sweeps_at=_sweeps(rng, start, span + timeout + 120),
+        weights=rng.choice(_WEIGHTS) if relay else TokenWeights(),
         pace_seconds=rng.choice([0.2, 0.5, 5, 15]),
         containers=rng.choice([0, 1, 4]),
     )

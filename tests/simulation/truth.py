@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.simulation.hub import Process
-from tollgate.domain.tokens import TokenCounts
+from tollgate.domain.tokens import TokenCounts, TokenWeights
+
+
+def billable(counts: TokenCounts, weights: TokenWeights) -> int:
+    """Thousandths summed over the kinds, rounded up once."""
+    pairs = (
+        (counts.input_tokens, weights.input),
+        (counts.output_tokens, weights.output),
+        (counts.cache_write_5m_tokens, weights.cache_write_5m),
+        (counts.cache_write_1h_tokens, weights.cache_write_1h),
+        (counts.cache_read_tokens, weights.cache_read),
+    )
+    return (sum(tokens * weight for tokens, weight in pairs) + 999) // 1000
 
 
 @dataclass(slots=True)
 class Call:
-    """One invocation's upstream call, as the upstream knows it. Tokens are billable tokens at weight 1."""
+    """One invocation and its upstream call, as the upstream knows it."""
 
     user: int
-    process: Process | None = None
+    prompt: TokenCounts
+    weights: TokenWeights = field(default_factory=TokenWeights)
     starts: int = 0
-    """How often the upstream was really called for this reservation; more than once is a double call."""
+    """How often the upstream was really called; more than once for a reservation is a double call."""
     live: bool = False
     max_output_tokens: int = 0
     """What the upstream was told: it may generate this much, whoever listens."""
-    prompt_tokens: int = 0
-    bound_tokens: int = 0
-    """What the gateway could know of the prompt before the call."""
     output_tokens: int = 0
+    """Generated."""
+    prompt_told: bool = False
+    """message_start has reached the gateway."""
+    delivered_tokens: int = 0
+    """Output that reached the gateway."""
     unknown_end: bool = False
-    known_tokens: int | None = None
-    """Final usage as reported to the gateway; None when it never came."""
-    known_least_tokens: int = 0
-    """After an unknown end: what the gateway saw pass."""
+    final: TokenCounts | None = None
+    """Final usage as it reached the gateway; None when it never came."""
     settled_at: float | None = None
     """The settlement was answered."""
     released: bool = False
-    counts: TokenCounts = field(default_factory=TokenCounts)
-    cost_picousd: int = 0
+    """Upstream refused, or was not reached: nothing may be charged."""
     sliced: bool = False
 
     @property
     def used_tokens(self) -> int:
-        return self.prompt_tokens + self.output_tokens if self.starts else 0
+        """Billable tokens that were really spent."""
+        return self._billable(self.output_tokens) if self.starts else 0
 
     @property
-    def hidden_tokens(self) -> int:
-        """Prompt that nobody could see before the call."""
-        return max(0, self.prompt_tokens - self.bound_tokens) if self.starts else 0
+    def prompt_tokens(self) -> int:
+        return self._billable(0)
+
+    @property
+    def known_tokens(self) -> int | None:
+        return None if self.final is None else billable(self.final, self.weights)
+
+    @property
+    def seen_tokens(self) -> int:
+        """What the gateway saw pass, when final usage never came."""
+        return self._billable(self.delivered_tokens) if self.prompt_told else 0
+
+    def _billable(self, output_tokens: int) -> int:
+        return billable(replace(self.prompt, output_tokens=output_tokens), self.weights)
 
 
 @dataclass(slots=True)
@@ -54,7 +78,7 @@ class Held:
     owner: Process
     reserved_at: float
     amount_tokens: int
-    expires_at: int
+    prompt_bound_tokens: int
     open: bool = True
     charged_tokens: int = 0
     written_off_tokens: int = 0
@@ -65,3 +89,10 @@ class Held:
     counts: TokenCounts = field(default_factory=TokenCounts)
     cost_picousd: int = 0
     call: Call | None = None
+
+    @property
+    def hidden_tokens(self) -> int:
+        """Prompt that nobody could see before the call."""
+        if self.call is None or not self.call.starts:
+            return 0
+        return max(0, self.call.prompt_tokens - self.prompt_bound_tokens)

@@ -1,91 +1,43 @@
-"""One run: containers that serve calls through the real ledger, an upstream, sweepers and plan changes, all under faults."""
+"""One run: containers that serve calls, an upstream, sweepers and plan changes, all under faults, judged by the oracle."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from itertools import count
 from typing import Any
 
+from tests.simulation.containers import TABLE, TENANT, Container, user_id
 from tests.simulation.expressions import Item
-from tests.simulation.hub import Hub, KilledError, LivelockError, Process
+from tests.simulation.hub import Hub, LivelockError, Process
+from tests.simulation.ledger_calls import LedgerCall, ask_for
 from tests.simulation.memory_table import MemoryTable
-from tests.simulation.network import MessageFaults, Network, SimulatedClient
+from tests.simulation.network import MessageFaults, Network
 from tests.simulation.oracle import Oracle
+from tests.simulation.relay_calls import MODEL_ID, RelayCall
 from tests.simulation.scenario import Levels, PlanChange, Request, Scenario
-from tests.simulation.truth import Call, Held
+from tests.simulation.truth import Call
+from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.errors import (
-    DuplicateRequestError,
-    IdempotencyMismatchError,
     QuotaExceededError,
     RateLimitedError,
     StaleAccountError,
     StoreUnavailableError,
     TollgateError,
 )
-from tollgate.domain.ledger import Ask, Grant, MeterKey, Settlement, charge_for_unknown_end
+from tollgate.domain.ledger import MIN_OUTPUT_TOKENS
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy
-from tollgate.domain.principals import Account, Profile
+from tollgate.domain.pricing import Model, PriceRow, TokenPrices
+from tollgate.domain.principals import Profile
 from tollgate.domain.tokens import TokenCounts
-from tollgate.flows.ledger import Ledger
-from tollgate.storage.meters import Meters
-from tollgate.storage.table import Table, user_pk
-from tollgate.storage.users import Users
+from tollgate.storage.table import user_pk
 
-TABLE = "tollgate"
-TENANT = "main"
-ACCOUNT_SECONDS = 60
-"""How stale a container's account may be."""
-SOFT_MARGIN_SECONDS = 10
-MIN_OUTPUT = 16
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-
-class Container:
-    """One warm function process: its client, clock, ids, memory. Serves one invocation at a time."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.skew = world.rng.uniform(-1, 1) * world.scenario.clock_error_seconds
-        self.process: Process = None  # type: ignore[assignment]  joined when an invocation starts
-        self.client = SimulatedClient(world.network, self)
-        table = Table(self.client, TABLE)  # type: ignore[arg-type]  the double has the few operations that are used
-        self.users = Users(table)
-        self.meters = Meters(table)
-        self.ledger = Ledger(self.meters, self, self)
-        self.accounts: dict[int, tuple[float, Account]] = {}
-
-    # Clock and IdSource, as production code sees them
-
-    def now_seconds(self) -> float:
-        if self.process.dead:
-            raise KilledError
-        return self.process.now_seconds()
-
-    def new_id(self, length: int) -> str:
-        return self.world.new_id(length, self.process)
-
-    def random_bytes(self, count: int) -> bytes:
-        return self.world.rng.randbytes(count)
-
-    def account(self, user: int, *, fresh: bool = False) -> Account:
-        """The account as a container knows it: up to a minute old unless asked for freshly."""
-        known = self.accounts.get(user)
-        if known is not None and not fresh and self.now_seconds() - known[0] < ACCOUNT_SECONDS:
-            return known[1]
-        profile = self.users.find_profile(TENANT, self.world.user_id(user))
-        assert profile is not None
-        account = Account(profile, self.world.scenario.plans[profile.plan_id])
-        self.accounts[user] = (self.now_seconds(), account)
-        return account
-
-    def key(self, account: Account) -> MeterKey:
-        now = datetime.fromtimestamp(self.now_seconds(), UTC)
-        period = period_at(account.plan.period_kind, account.profile.anchor_at, now)
-        return MeterKey(TENANT, account.user_id, period)
+_PRICES = TokenPrices(input=3, output=15, cache_write_5m=4, cache_write_1h=6, cache_read=1)
 
 
 class World:
@@ -98,12 +50,23 @@ class World:
         self.hub = Hub(scenario.start_seconds)
         if trace is not None:
             self.hub.trace = lambda text: trace(f"{self.hub.now - scenario.start_seconds:10.3f} {text}")
+        self.model = _model(scenario)
+        self.catalog = Catalog(
+            name="simulated",
+            plans=scenario.plans,
+            models={MODEL_ID: self.model},
+            default_plan_id=next(iter(scenario.plans)),
+            dearest_model=self.model,
+            model_ids={MODEL_ID: MODEL_ID},
+        )
+        self.request_numbers = count()
         self.oracle = Oracle(
             self.hub,
             scenario.plans,
             self.seen,
             clock_error=scenario.clock_error_seconds,
             adversarial=scenario.adversarial,
+            cost_picousd=self.cost_picousd,
         )
         self.oracle.timeout_seconds = scenario.timeout_seconds
         self.table = MemoryTable(TABLE, self.oracle.watch)
@@ -134,7 +97,7 @@ class World:
 
     def _set_up(self) -> None:
         for user, plan_id in enumerate(self.scenario.first_plan_ids):
-            profile = Profile(TENANT, self.user_id(user), plan_id, 1, self.scenario.anchor_at)
+            profile = Profile(TENANT, user_id(user), plan_id, 1, self.scenario.anchor_at)
             self._spawn("setup", lambda container, profile=profile: container.users.create_profile(profile), mortal=False)
         self.network.set_faults(self.scenario.message_faults)
 
@@ -170,26 +133,20 @@ class World:
             self.hub.run()
             self._spawn(f"probe{user}", lambda container, user=user: self._probe(container, user), mortal=False)
             self.hub.run()
-        self.oracle.check_end(self._meters(), self._is_strict)
+        self.oracle.check_end(self._meters(), strict=scenario.policy is ExpiryPolicy.STRICT)
 
     def _meters(self) -> list[tuple[str, str, Any]]:
         return [(pk, sk, item) for pk, sk, item in self.table.items() if sk.startswith("USAGE#")]
 
-    def _is_strict(self, held: Held) -> bool:
-        _ = held
-        return self.scenario.policy is ExpiryPolicy.STRICT
-
     # ---- processes
 
-    def user_id(self, user: int) -> str:
-        return f"user-{user}"
-
-    def new_id(self, length: int, process: Process) -> str:
+    def new_id(self, length: int) -> str:
         """Unique, except that reservation ids collide at the level drawn: they are short on purpose."""
         if length == 8 and self._recent_ids and self.rng.random() < self.levels.id_collision:
             self.seen["id_collisions"] += 1
-            process.outages += 1
-            return self.rng.choice(self._recent_ids[-8:])
+            shared = self.rng.choice(self._recent_ids[-8:])
+            self.oracle.shared_ids.add(shared)
+            return shared
         self._ids += 1
         number, text = self._ids, ""
         while len(text) < length:
@@ -214,7 +171,7 @@ class World:
             if len(self.idle) < self.scenario.containers:
                 self.idle.append(container)
 
-        process = Process(self.hub, f"{name}/{container.name}", body, container.skew)
+        process = Process(self.hub, f"{name}/{container.name}", body, container.skew_seconds)
         if mortal:
             self._endanger(process)
         self.hub.start(process)
@@ -286,227 +243,65 @@ class World:
             self.oracle.report("stale_plan", f"user {user} ends on {account.profile.plan_id}, not {self.desired[user]}")
         key = container.key(account)
         try:
-            container.ledger.release(container.ledger.reserve(account, key, _ask(container, 1, 16, may_clamp=False)))
+            container.ledger.release(container.ledger.reserve(account, key, ask_for(container, 1, 16)))
         except (QuotaExceededError, RateLimitedError):
             self.seen["probe_refused"] += 1
         item = self.table.find(user_pk(TENANT, account.user_id), f"USAGE#{key.period.id}")
         if item is None or item["plan_id"]["S"] != self.desired[user]:
             self.oracle.report("stale_plan", f"user {user}: running meter is {item}, wanted {self.desired[user]}")
 
-    # ---- a call
+    # ---- calls
 
     def _invoke(self, index: int, request: Request) -> None:
-        call = Call(user=request.user, prompt_tokens=request.prompt_tokens, bound_tokens=request.bound_tokens)
         self.seen["invocations"] += 1
-        self._spawn(f"call{index}", lambda container: _Invocation(self, container, request, call).serve())
+        kind = RelayCall if self.scenario.relay else LedgerCall
+        self._spawn(f"call{index}", lambda container: kind(self, container, request).serve())
 
-
-def _ask(container: Container, bound: int, output: int, *, may_clamp: bool, request: Request | None = None) -> Ask:
-    process = container.process
-    return Ask(
-        prompt_bound_tokens=bound,
-        output_tokens=output,
-        output_weight=1000,
-        may_clamp=may_clamp,
-        deadline_at_seconds=process.started_at + process.skew_seconds + container.world.scenario.timeout_seconds,
-        idempotency_key=request.idempotency_key if request else None,
-        body_sha256=request.body_sha256 if request and request.idempotency_key else None,
-    )
-
-
-class _Invocation:
-    """One call through the ledger's own doors, as `flows.relay_message` uses them, with an upstream made of sleeps."""
-
-    def __init__(self, world: World, container: Container, request: Request, call: Call) -> None:
-        self.world = world
-        self.container = container
-        self.request = request
-        self.call = call
-        self.process = container.process
-        self.rng = world.rng
-        self.seen = world.seen
-        self.started_at = container.now_seconds()
-        call.process = self.process
-        self.process.on_kill = self._orphan
-
-    def serve(self) -> None:
-        try:
-            grant = self._reserve()
-        except StoreUnavailableError:
-            self.seen["refused_store"] += 1
-            return
-        if grant is None:
-            return
-        held = self.world.oracle.reservations[grant.reservation.nonce]
-        if held.call is not None:
-            held.call.starts += 1
-        held.call = self.call
-        try:
-            self._use(grant)
-        except StoreUnavailableError:
-            self.seen["settle_unanswered"] += 1
-
-    def _reserve(self) -> Grant | None:
-        """The grant, or None after a refusal, which the oracle judges."""
-        request, container, oracle = self.request, self.container, self.world.oracle
-        account = container.account(request.user)
-        for _ in range(4):
-            key = container.key(account)
-            first = request.max_tokens
-            if account.plan.slice_output_tokens is not None:
-                first = min(first, account.plan.slice_output_tokens)
-            self.process.sights.clear()
-            ask = _ask(container, request.bound_tokens, first, may_clamp=request.may_clamp, request=request)
-            try:
-                grant = container.ledger.reserve(account, key, ask)
-            except StaleAccountError:
-                self.seen["stale_account"] += 1
-                account = container.account(request.user, fresh=True)
-                continue
-            except (QuotaExceededError, RateLimitedError) as error:
-                self._judge(error, account, key, ask)
-            except (DuplicateRequestError, IdempotencyMismatchError) as error:
-                self.seen[f"refused_{error.error_code}"] += 1
-            else:
-                self.account = account
-                self.seen["granted"] += 1
-                if grant.output_tokens < first:
-                    self.seen["clamped"] += 1
-                return grant
-            return None
-        self.seen["refused_stale"] += 1
-        return None
-
-    def _judge(self, error: TollgateError, account: Account, key: MeterKey, ask: Ask) -> None:
-        oracle, plan, code = self.world.oracle, account.plan, error.error_code
-        least = ask.amount_tokens
-        if ask.may_clamp:
-            least = ask.prompt_bound_tokens + min(MIN_OUTPUT, ask.output_tokens)
-        if isinstance(error, QuotaExceededError):
-            code = "requests" if "requests are used" in error.public_message else "quota"
-        self.seen[f"refused_{code}"] += 1
-        tests: dict[str, Callable[[float, Item], bool]] = {
-            "quota": lambda _, item: oracle.has_no_room(least, item),
-            "requests": lambda _, item: oracle.has_no_request(item),
-            "too_many_streams": lambda _, item: oracle.has_no_slot(plan, item),
-            "rate_limited": lambda reading, item: oracle.is_too_early(plan, reading, item),
-        }
-        if code in tests:
-            meter = (user_pk(TENANT, account.user_id), f"USAGE#{key.period.id}")
-            oracle.judge_refusal(self.process, f"refused for {code}", tests[code], meter)
-
-    # ---- upstream
-
-    def _use(self, grant: Grant) -> None:
-        world, call, rng = self.world, self.call, self.rng
-        if rng.random() < world.levels.upstream_refusal:
-            call.released = True
-            self.container.ledger.release(grant)
-            self.seen["upstream_refused"] += 1
-            return
-        call.starts += 1
-        call.live = True
-        call.sliced = self.account.plan.slice_output_tokens is not None
-        call.max_output_tokens = self.request.max_tokens if call.sliced else grant.output_tokens
-        self._sleep(0.2 + rng.random() * 0.8)
-        try:
-            grant = self._meet_prompt(grant)
-            grant, ended_well = self._stream(grant)
-        except QuotaExceededError:
-            self.seen["stopped_for_quota"] += 1
-            ended_well = False
-            grant = self.grant
-        call.live = False
-        self._settle(grant, ended_well)
-
-    def _meet_prompt(self, grant: Grant) -> Grant:
-        """message_start shows the true prompt; when it is above the bound, the reservation grows or the stream stops."""
-        self.grant = grant
-        extra = self.call.prompt_tokens - self.request.bound_tokens
-        if extra > 0:
-            self.seen["prompt_above_bound"] += 1
-            self.grant = grant = self._top_up(grant, extra)
-        return grant
-
-    def _top_up(self, grant: Grant, extra: int) -> Grant:
-        try:
-            bigger = self.container.ledger.top_up(grant, extra)
-        except QuotaExceededError:
-            self.seen["top_up_refused"] += 1
-            raise
-        except StoreUnavailableError:
-            self.seen["top_up_unanswered"] += 1
-            raise QuotaExceededError("", remaining_tokens=0, needed_tokens=0, resets_at=datetime.now(UTC)) from None
-        self.seen["top_up_granted"] += 1
-        return bigger
-
-    def _stream(self, grant: Grant) -> tuple[Grant, bool]:
-        """Chunks until the end; (grant, whether upstream told its final usage)."""
-        call, rng = self.call, self.rng
-        total = min(call.max_output_tokens, 1 + int(rng.expovariate(1 / 500)))
-        fails_at = rng.randrange(total + 1) if rng.random() < self.world.levels.upstream_failure else None
-        soft_end = self.started_at + self.world.scenario.timeout_seconds - SOFT_MARGIN_SECONDS
-        reserved = grant.output_tokens
-        self.sent = 0
-        while self.sent < total:
-            self._sleep(0.05 + rng.random() * self.world.scenario.pace_seconds)
-            if self.container.now_seconds() > soft_end:
-                self.seen["soft_deadline"] += 1
-                call.output_tokens += int(rng.random() * (total - call.output_tokens + 1))
-                return grant, False
-            chunk = min(total - self.sent, 1 + int(rng.random() * call.max_output_tokens / 4))
-            if fails_at is not None and self.sent + chunk > fails_at:
-                self.seen["upstream_cut"] += 1
-                call.output_tokens = min(call.max_output_tokens, call.output_tokens + rng.choice([0, 0, 20]))
-                return grant, False
-            self.sent += chunk
-            call.output_tokens += chunk
-            if call.sliced and self.sent >= reserved and self.sent < total:
-                self.seen["slices"] += 1
-                step = min(self.account.plan.slice_output_tokens or 0, call.max_output_tokens - reserved)
-                self.grant = grant = self._top_up(grant, self.sent - reserved + step)
-                reserved = self.sent + step
-        return grant, True
-
-    def _settle(self, grant: Grant, ended_well: bool) -> None:
-        call, world, rng = self.call, self.world, self.rng
-        settlement = self._settlement(grant, ended_well)
-        call.counts, call.cost_picousd = settlement.counts, settlement.cost_picousd
-        if world.scenario.adversarial and rng.random() < world.levels.freeze:
-            self.seen["settled_after_expiry"] += 1
-            self._sleep(2 * world.scenario.timeout_seconds)
-        settled = self.container.ledger.settle(grant, settlement)
-        if settled.late:
-            self.seen["settled_late"] += 1
-        call.settled_at = world.hub.now
-        if rng.random() < world.levels.settled_twice:
-            self.seen["settled_twice"] += 1
-            self.container.ledger.settle(grant, settlement)
-
-    def _settlement(self, grant: Grant, ended_well: bool) -> Settlement:
-        call = self.call
-        sent = getattr(self, "sent", 0)
-        counts = TokenCounts(input_tokens=call.prompt_tokens, output_tokens=sent)
-        if ended_well:
-            call.known_tokens = call.used_tokens
-            return Settlement(call.known_tokens, counts=counts, cost_picousd=3 * call.prompt_tokens + 15 * sent)
-        call.unknown_end = True
-        bound = call.prompt_tokens + call.max_output_tokens
-        charged, off = charge_for_unknown_end(
-            self.world.scenario.policy, grant.reservation, call.prompt_tokens, bound, sent
-        )
-        # What is known to have passed is booked even where the reservation could not grow to it.
-        call.known_least_tokens = call.prompt_tokens + sent
-        used = max(charged, call.known_least_tokens)
-        off = max(0, off - (used - charged))
-        return Settlement(used, off, counts=counts, cost_picousd=3 * call.prompt_tokens + 15 * sent)
-
-    def _sleep(self, seconds: float) -> None:
-        self.world.hub.sleep(self.process, seconds)
-
-    def _orphan(self) -> None:
-        """Killed: nobody listens any more, but the upstream goes on generating for a while."""
-        call = self.call
+    def generate_on(self, call: Call) -> None:
+        """Nobody listens any more, but the upstream goes on generating for a while."""
         if call.live:
             call.output_tokens += int(self.rng.random() * (call.max_output_tokens - call.output_tokens + 1))
             call.live = False
+
+    def cost_picousd(self, counts: TokenCounts) -> int:
+        return (
+            counts.input_tokens * _PRICES.input
+            + counts.output_tokens * _PRICES.output
+            + counts.cache_write_5m_tokens * _PRICES.cache_write_5m
+            + counts.cache_write_1h_tokens * _PRICES.cache_write_1h
+            + counts.cache_read_tokens * _PRICES.cache_read
+        )
+
+    def judge(self, error: TollgateError, container: Container, request: Request, bound_tokens: int) -> None:
+        """A refusal of quota or rate goes before the oracle."""
+        oracle, code = self.oracle, error.error_code
+        if isinstance(error, QuotaExceededError):
+            code = "requests" if "requests are used" in error.public_message else "quota"
+        self.seen[f"refused_{code}"] += 1
+
+        def lacks_room(_: float, item: Item) -> bool:
+            slice_tokens = oracle.plan_of(item).slice_output_tokens
+            output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
+            least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
+            return oracle.room(item) < bound_tokens + self.model.weights.billable_output(least)
+
+        tests: dict[str, Callable[[float, Item], bool]] = {
+            "quota": lacks_room,
+            "requests": lambda _, item: oracle.has_no_request(item),
+            "too_many_streams": lambda _, item: oracle.has_no_slot(item),
+            "rate_limited": oracle.is_too_early,
+        }
+        if code in tests:
+            meter = (user_pk(TENANT, user_id(request.user)), f"USAGE#{self._period_id(container)}")
+            oracle.judge_refusal(container.process, f"refused for {code}", tests[code], meter)
+
+    def _period_id(self, container: Container) -> str:
+        now = datetime.fromtimestamp(container.process.readings[0], UTC)
+        kind = next(iter(self.scenario.plans.values())).period_kind
+        return period_at(kind, self.scenario.anchor_at, now).id
+
+
+def _model(scenario: Scenario) -> Model:
+    row = PriceRow(date(2026, 1, 1), None, _PRICES, None, 1000, 1000, 0)
+    shipped = load_catalog("default").dearest_model
+    return replace(shipped, id=MODEL_ID, weights=scenario.weights, prices=(row,))

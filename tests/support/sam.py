@@ -19,7 +19,7 @@ Node = Any
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "template.yaml"
 
-REGION = "eu-central-1"
+REGION = "us-east-1"
 PSEUDO = {
     "AWS::AccountId": "111122223333",
     "AWS::Partition": "aws",
@@ -172,3 +172,35 @@ def statements_of(role: Mapping[str, Node]) -> Iterator[dict[str, Node]]:
     for policy in role["Properties"]["Policies"]:
         for statement in policy["PolicyDocument"]["Statement"]:
             yield statement["Fn::If"][1] if "Fn::If" in statement else statement
+
+
+def rights_of(role: Mapping[str, Node], template: Mapping[str, Node], **parameters: str) -> dict[str, set[str]]:
+    """What a role may do: actions by resource, with the template's conditions applied."""
+    policies = resolved(role["Properties"]["Policies"], template, parameters_of(template, **parameters))
+    rights: dict[str, set[str]] = {}
+    for policy in policies:
+        for statement in policy["PolicyDocument"]["Statement"]:
+            resources = statement["Resource"]
+            for resource in resources if isinstance(resources, list) else [resources]:
+                rights.setdefault(resource, set()).update(statement["Action"])
+    return rights
+
+
+def role_of(function: str, template: Mapping[str, Node]) -> dict[str, Node]:
+    """The role of the function in a folder."""
+    [name, _] = functions_of(template)[function]["Role"]["Fn::GetAtt"]
+    return cast("dict[str, Node]", template["Resources"][name])
+
+
+def environment_of(function: str, template: Mapping[str, Node], **parameters: str) -> dict[str, str]:
+    """A function's variables as `sam local` sets them: resources stand for themselves by their logical ids."""
+    variables = functions_of(template)[function]["Environment"]["Variables"]
+    values = resolved(variables, template, parameters_of(template, **parameters))
+    return {name: re.sub(r"<(\w+)>", r"\1", str(value)) for name, value in values.items()}
+
+
+def table_definition(template: Mapping[str, Node]) -> dict[str, Node]:
+    """Arguments of CreateTable for the template's table."""
+    [(name, table)] = resources_of(template, "AWS::DynamoDB::Table").items()
+    of_create_table = ("AttributeDefinitions", "BillingMode", "GlobalSecondaryIndexes", "KeySchema")
+    return {"TableName": name} | {key: table["Properties"][key] for key in of_create_table}

@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 
-from tests.support.sam import functions_of, load_template, parameters_of, resolved, resources_of, statements_of
+from tests.support.sam import (
+    functions_of,
+    load_template,
+    parameters_of,
+    resolved,
+    resources_of,
+    rights_of,
+    role_of,
+    statements_of,
+)
 
 TEMPLATE = load_template()
 ROLES = resources_of(TEMPLATE, "AWS::IAM::Role")
 PARAMETERS = parameters_of(TEMPLATE)
 
 TABLE = "<Table.Arn>"
-SSM = "arn:aws:ssm:eu-central-1:111122223333:parameter/tollgate/dev"
+SSM = "arn:aws:ssm:us-east-1:111122223333:parameter/tollgate/dev"
 LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 
 EXPECTED: dict[str, dict[str, set[str]]] = {
@@ -51,38 +60,24 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
 }
 
 
-def role_of(name: str) -> dict[str, Any]:
-    if name == "schedule":
-        return ROLES["UsageResetScheduleRole"]
-    return ROLES[functions_of(TEMPLATE)[name]["Role"]["Fn::GetAtt"][0]]
-
-
-def rights_of(role: dict[str, Any], **parameters: str) -> dict[str, set[str]]:
-    """Actions by resource, with the template's conditions applied."""
-    policies = resolved(role["Properties"]["Policies"], TEMPLATE, parameters_of(TEMPLATE, **parameters))
-    rights: dict[str, set[str]] = {}
-    for policy in policies:
-        for statement in policy["PolicyDocument"]["Statement"]:
-            resources = statement["Resource"]
-            for resource in resources if isinstance(resources, list) else [resources]:
-                rights.setdefault(resource, set()).update(statement["Action"])
-    return rights
+def role(name: str) -> dict[str, Any]:
+    return ROLES["UsageResetScheduleRole"] if name == "schedule" else role_of(name, TEMPLATE)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_rights_are_exactly_these(name: str) -> None:
-    assert rights_of(role_of(name)) == EXPECTED[name]
+    assert rights_of(role(name), TEMPLATE) == EXPECTED[name]
 
 
 def test_there_is_no_role_beside_these() -> None:
     assert len(ROLES) == len(EXPECTED) == len(functions_of(TEMPLATE)) + 1
-    assert len({str(role_of(name)) for name in EXPECTED}) == len(EXPECTED)
+    assert len({str(role(name)) for name in EXPECTED}) == len(EXPECTED)
 
 
 def test_nothing_is_granted_by_wildcard() -> None:
-    for name, role in ROLES.items():
-        assert "ManagedPolicyArns" not in role["Properties"], name
-        for statement in statements_of(role):
+    for name, entry in ROLES.items():
+        assert "ManagedPolicyArns" not in entry["Properties"], name
+        for statement in statements_of(entry):
             assert statement["Effect"] == "Allow"
             assert "*" not in str(statement["Action"]), name
             assert "*" not in str(statement["Resource"]), name
@@ -90,23 +85,25 @@ def test_nothing_is_granted_by_wildcard() -> None:
 
 
 def test_roles_are_assumed_by_their_one_service() -> None:
-    for name, role in ROLES.items():
-        [trust] = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+    for name, entry in ROLES.items():
+        [trust] = entry["Properties"]["AssumeRolePolicyDocument"]["Statement"]
         service = "scheduler" if name == "UsageResetScheduleRole" else "lambda"
         assert trust["Principal"] == {"Service": f"{service}.amazonaws.com"}
         assert trust["Action"] == "sts:AssumeRole"
 
 
 def test_parameters_of_other_names_move_the_right_with_them() -> None:
-    rights = rights_of(role_of("claude"), UpstreamApiKeyParameter="/shared/key", KeyPepperParameter="/shared/pepper")
+    rights = rights_of(
+        role("claude"), TEMPLATE, UpstreamApiKeyParameter="/shared/key", KeyPepperParameter="/shared/pepper"
+    )
     secrets = {resource for resource, actions in rights.items() if "ssm:GetParameters" in actions}
-    prefix = "arn:aws:ssm:eu-central-1:111122223333:parameter/shared"
+    prefix = "arn:aws:ssm:us-east-1:111122223333:parameter/shared"
     assert secrets == {f"{prefix}/key", f"{prefix}/pepper"}
 
 
 def test_a_key_of_ones_own_may_be_used_through_ssm_only() -> None:
-    key = "arn:aws:kms:eu-central-1:111122223333:key/0b1c2d3e-0000-4000-8000-000000000000"
-    assert rights_of(role_of("claude"), SecretsKeyArn=key)[key] == {"kms:Decrypt"}
-    [statement] = [entry for entry in statements_of(role_of("claude")) if entry["Action"] == ["kms:Decrypt"]]
+    key = "arn:aws:kms:us-east-1:111122223333:key/0b1c2d3e-0000-4000-8000-000000000000"
+    assert rights_of(role("claude"), TEMPLATE, SecretsKeyArn=key)[key] == {"kms:Decrypt"}
+    [statement] = [statement for statement in statements_of(role("claude")) if statement["Action"] == ["kms:Decrypt"]]
     condition = resolved(statement["Condition"], TEMPLATE, PARAMETERS)
-    assert condition == {"StringEquals": {"kms:ViaService": "ssm.eu-central-1.amazonaws.com"}}
+    assert condition == {"StringEquals": {"kms:ViaService": "ssm.us-east-1.amazonaws.com"}}

@@ -52,7 +52,7 @@ def test_sam_validates_the_template(arguments: tuple[str, ...], tmp_path: Path) 
             "SnapStart": "PublishedVersions",
             "UpstreamApiKeyParameter": "/shared/anthropic",
             "KeyPepperParameter": "/shared/pepper",
-            "SecretsKeyArn": "arn:aws:kms:eu-central-1:111122223333:key/0b1c2d3e-0000-4000-8000-000000000000",
+            "SecretsKeyArn": "arn:aws:kms:us-east-1:111122223333:key/0b1c2d3e-0000-4000-8000-000000000000",
         },
     ],
     ids=["defaults", "everything set"],
@@ -64,7 +64,7 @@ def test_what_sam_makes_of_it_passes_cfn_lint(parameters: dict[str, str]) -> Non
         template["Parameters"][name]["Default"] = value
     matches = lint(
         json.dumps(template),
-        config=ManualArgs(regions=[REGION, "us-east-1"], include_checks=["I"], ignore_checks=list(SUPPRESSED)),
+        config=ManualArgs(regions=[REGION, "eu-central-1"], include_checks=["I"], ignore_checks=list(SUPPRESSED)),
     )
     assert [f"{match.rule.id} {match.path} {match.message}" for match in matches] == []
 

@@ -56,8 +56,6 @@ class Settings:
     max_body_bytes: int
     aws_region: str | None
     """Where the function runs; Lambda sets it."""
-    ssm_endpoint_url: str | None
-    """Set on a laptop only, by the variable that AWS's own SDKs read."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterable[str] = ()) -> Settings:
@@ -82,7 +80,6 @@ def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterabl
         allow_test_keys=reader.flag("ALLOW_TEST_KEYS"),
         max_body_bytes=reader.size("MAX_BODY_BYTES", DEFAULT_MAX_BODY_BYTES, LARGEST_MAX_BODY_BYTES),
         aws_region=reader.name("AWS_REGION"),
-        ssm_endpoint_url=reader.url("AWS_ENDPOINT_URL_SSM"),
     )
     reader.refuse_problems()
     return settings

@@ -9,16 +9,20 @@ from typing import Final
 
 import botocore.session
 
-from tollgate.catalog.loader import load_catalog
-from tollgate.config import TOKENS_NEED, Settings, load_settings, needed
+from tollgate.catalog.loader import Catalog, load_catalog
+from tollgate.config import API_KEYS_NEED, TOKENS_NEED, UPSTREAM_NEEDS, Settings, load_settings, needed
 from tollgate.domain.sources import Clock, Report
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.authenticate import Authenticator
+from tollgate.flows.count_tokens import TokenCounter
 from tollgate.flows.ledger import Ledger
+from tollgate.flows.relay_message import MessageRelay
+from tollgate.providers.claude import ClaudeApi
 from tollgate.providers.cognito import KeySetUrl, SigningKeys, TokenVerifier
-from tollgate.providers.secrets import ParameterStore, Secrets
+from tollgate.providers.secrets import Secrets, parameter_client
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
+from tollgate.storage.requests import Requests
 from tollgate.storage.table import Table, hot_path_client
 from tollgate.storage.users import Users
 from tollgate.telemetry import Telemetry
@@ -69,6 +73,22 @@ class UsageTools:
     ledger: Ledger
 
 
+@dataclass(frozen=True, slots=True)
+class ClaudeTools:
+    """What functions/claude works with."""
+
+    clock: Clock
+    telemetry: Telemetry
+    max_body_bytes: int
+    catalog: Catalog
+    authenticator: Authenticator
+    accounts: Accounts
+    meters: Meters
+    ledger: Ledger
+    relay: MessageRelay
+    counter: TokenCounter
+
+
 def build_auth() -> AuthTools:
     """Raises ConfigurationError when a setting is missing."""
     settings, clock = load_settings(required=TOKENS_NEED), SystemClock()
@@ -95,6 +115,41 @@ def build_usage() -> UsageTools:
     )
 
 
+def build_claude() -> ClaudeTools:
+    """Raises ConfigurationError when a setting is missing."""
+    settings, clock = load_settings(required=(*TOKENS_NEED, *API_KEYS_NEED, *UPSTREAM_NEEDS)), SystemClock()
+    session = botocore.session.get_session()
+    telemetry = Telemetry(service="claude", stage=settings.stage, clock=clock)
+    table, catalog = build_table(settings, session), load_catalog(settings.catalog_name)
+    upstream_key = needed(settings.upstream_api_key_parameter)
+    names = (needed(settings.key_pepper_parameter), upstream_key)
+    secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
+    accounts = build_accounts(settings, table, clock)
+    meters = Meters(table)
+    ledger = Ledger(meters, clock, SystemIds())
+    upstream = ClaudeApi(settings.upstream_base_url, lambda: secrets_of.value(upstream_key), clock)
+    return ClaudeTools(
+        clock=clock,
+        telemetry=telemetry,
+        max_body_bytes=settings.max_body_bytes,
+        catalog=catalog,
+        authenticator=build_authenticator(settings, table, secrets_of, clock, telemetry.report),
+        accounts=accounts,
+        meters=meters,
+        ledger=ledger,
+        relay=MessageRelay(
+            accounts=accounts,
+            catalog=catalog,
+            ledger=ledger,
+            upstream=upstream,
+            requests=Requests(table),
+            clock=clock,
+            journal=telemetry,
+        ),
+        counter=TokenCounter(upstream, clock),
+    )
+
+
 def build_table(settings: Settings, session: botocore.session.Session) -> Table:
     return Table(hot_path_client(settings.aws_region, session=session), settings.table_name)
 
@@ -109,7 +164,7 @@ def build_authenticator(
 ) -> Authenticator:
     """Needs TOKENS_NEED and API_KEYS_NEED; `secrets_of` must hold the pepper."""
     issuer, pepper_parameter = needed(settings.cognito_issuer), needed(settings.key_pepper_parameter)
-    keys = SigningKeys(KeySetUrl(needed(settings.cognito_jwks_url), clock), clock, report)
+    keys = SigningKeys(KeySetUrl(needed(settings.cognito_jwks_url), clock).fetch, clock, report)
     return Authenticator(
         ApiKeys(table),
         TokenVerifier(issuer=issuer, client_ids=settings.cognito_client_ids, keys=keys, clock=clock),
@@ -123,5 +178,4 @@ def build_secrets(
     settings: Settings, session: botocore.session.Session, names: tuple[str, ...], clock: Clock, report: Report
 ) -> Secrets:
     """The SSM parameters of these names, read at the first use. Needs AWS_REGION."""
-    store = ParameterStore(session, region=needed(settings.aws_region), endpoint_url=settings.ssm_endpoint_url)
-    return Secrets(store, names, clock, report)
+    return Secrets(parameter_client(session, needed(settings.aws_region)), names, clock, report)

@@ -131,6 +131,6 @@ def _prelude(status: int, headers: Mapping[str, str], cookies: Iterable[str]) ->
         if not all(_FIELD_VALUE.fullmatch(cookie) for cookie in listed):
             raise ValueError("HTTP cannot carry one of the cookies")
         prelude["cookies"] = listed
-    if len(json.dumps(prelude)) > MAX_PRELUDE_BYTES:
+    if len(json.dumps(prelude, separators=(",", ":"))) > MAX_PRELUDE_BYTES:
         raise ValueError("status, headers and cookies exceed 16 KB")
     return prelude

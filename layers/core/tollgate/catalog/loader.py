@@ -59,6 +59,10 @@ class Catalog:
             raise CatalogError("plans.toml", f"plans.{plan_id}", "", "no such plan; keep a plan while users are on it")
         return plan
 
+    def default_model(self, plan: Plan) -> Model:
+        """What an app gets that names no model: the first of models.toml that the plan allows."""
+        return next(model for model in self.models.values() if plan.allows_model(model.id))
+
     def resolve_model(self, name: str) -> Model | None:
         """The model of an id, an alias or a dated snapshot (`<id>-20251001`); None when it is not ours."""
         model_id = self.model_ids.get(name)
@@ -206,6 +210,7 @@ MODEL_KEYS: Final = {
     "context_tokens": Key(_whole(1)),
     "max_output_tokens": Key(_whole(1)),
     "created_at": Key(_day),
+    "deprecated_at": Key(_day, None),
     "retires_at": Key(_day, None),
     "aliases": Key(_texts, ()),
     "weights": Key(_table, None),
@@ -301,6 +306,7 @@ def _model(file: _File, model_id: str, data: object) -> Model:
         context_tokens=values["context_tokens"],
         max_output_tokens=values["max_output_tokens"],
         created_at=_midnight(values["created_at"]),
+        deprecated_at=_midnight(values["deprecated_at"]) if values["deprecated_at"] else None,
         retires_at=_midnight(values["retires_at"]) if values["retires_at"] else None,
         aliases=values["aliases"],
         weights=TokenWeights(**file.read(f"{table}.weights", values["weights"] or {}, WEIGHT_KEYS)),

@@ -72,6 +72,7 @@ class Model:
     max_output_tokens: int
     created_at: datetime
     """Release; the epoch where Anthropic published no date, as in its own models endpoint."""
+    deprecated_at: datetime | None
     retires_at: datetime | None
     """When upstream stops serving it, as far as announced."""
     aliases: tuple[str, ...]
@@ -144,6 +145,7 @@ def dearest_model(models: tuple[Model, ...]) -> Model:
         context_tokens=max(model.context_tokens for model in models),
         max_output_tokens=max(model.max_output_tokens for model in models),
         created_at=min(model.created_at for model in models),
+        deprecated_at=None,
         retires_at=None,
         aliases=(),
         weights=weights,

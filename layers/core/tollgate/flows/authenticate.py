@@ -73,6 +73,11 @@ class Authenticator:
             return Principal(MAIN_TENANT_ID, token.sub, CredentialKind.ACCESS_TOKEN, token.client_id)
         raise AuthenticationError(INVALID)
 
+    def api_key_of(self, headers: Mapping[str, str]) -> ApiKey | None:
+        """The key in a request that `principal_of` has accepted; None when an access token was in it."""
+        credential = _credential(headers)
+        return None if mode_of(credential) is None else self._find_key(hash_api_key(credential, self._pepper()))
+
     def _principal_of_key(self, text: str) -> Principal:
         if not is_well_formed(text) or (mode_of(text) is KeyMode.TEST and not self._allow_test_keys):
             raise AuthenticationError(INVALID)

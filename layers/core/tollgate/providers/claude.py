@@ -114,6 +114,12 @@ class ClaudeApi:
             self._idle.close()
         self._idle, self._idle_since_seconds = connection, self._clock.now_seconds()
 
+    def close(self) -> None:
+        """Drop the idle connection, as a container that ends or is frozen for long may do."""
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
+
     def _credential(self, headers: Mapping[str, str]) -> dict[str, str]:
         key = self._api_key()
         if headers.get("anthropic-version", "") >= _BEARER_SINCE:

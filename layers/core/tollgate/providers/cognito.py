@@ -11,7 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -87,6 +87,8 @@ class KeySetUrl:
                 raise KeyFetchError("the key set is too large")
             if self._clock.now_seconds() > deadline:
                 raise KeyFetchError("the key set came too slowly")
+        if response.length:  # what Content-Length promised beyond this; read1 does not mind
+            raise KeyFetchError("the key set was cut short")
         return body
 
 
@@ -98,8 +100,9 @@ class SigningKeys:
     into a fetch per request. After a failure, which is reported, the last good set serves for up to 24 hours.
     """
 
-    def __init__(self, source: KeySetUrl, clock: Clock, report: Report) -> None:
-        self._source = source
+    def __init__(self, fetch: Callable[[], bytes], clock: Clock, report: Report) -> None:
+        """`fetch` gives the key set's document or raises KeyFetchError: `KeySetUrl.fetch`."""
+        self._fetch = fetch
         self._clock = clock
         self._report = report
         self._keys: Mapping[str, jwt.PyJWK] = {}
@@ -131,7 +134,7 @@ class SigningKeys:
             return
         self._tried_at_seconds = now
         try:
-            keys = signing_keys_of(self._source.fetch())
+            keys = signing_keys_of(self._fetch())
         except KeyFetchError as error:
             self._report("key_set_unavailable", error)
         else:

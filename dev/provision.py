@@ -1,0 +1,148 @@
+"""Makes in the engines what CloudFormation would make on AWS: user pool, app client, table, secrets. Idempotent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3
+from botocore.exceptions import ClientError
+
+from dev.template import REGION, Template
+
+if TYPE_CHECKING:
+    from types_boto3_cognito_idp import CognitoIdentityProviderClient
+    from types_boto3_dynamodb import DynamoDBClient
+    from types_boto3_ssm import SSMClient
+
+TABLE_NAME: Final = "tollgate-local"
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What must be the same after a restart; kept as JSON in the state folder, readable by its owner only."""
+
+    pool_id: str = ""
+    client_id: str = ""
+    pool_definition: str = ""
+    """Digest of the template's pool and client; another one means a new pool."""
+    pepper: str = ""
+    fake_upstream_key: str = ""
+    api_keys: dict[str, str] = field(default_factory=dict)
+    """E-mail address to the demo user's API key."""
+
+    @classmethod
+    def load(cls, path: Path) -> Remembered:
+        """What was saved last; fresh secrets where nothing was."""
+        saved: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        found = cls(**{name: value for name, value in saved.items() if name in cls.__slots__})
+        found.pepper = found.pepper or base64.b64encode(secrets.token_bytes(32)).decode()
+        found.fake_upstream_key = found.fake_upstream_key or f"sk-ant-fake-{secrets.token_urlsafe(24)}"
+        return found
+
+    def save(self, path: Path) -> None:
+        """Replaces the file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.touch(mode=0o600)
+        scratch.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(scratch, path)
+
+
+class Cloud:
+    """Clients of the engines. Each has its own session: boto3's default one is not safe to share between threads."""
+
+    def __init__(self, ministack_url: str, table_url: str) -> None:
+        self.ministack_url = ministack_url
+        self.table_url = table_url
+
+    def cognito(self) -> CognitoIdentityProviderClient:
+        return _session().client("cognito-idp", endpoint_url=self.ministack_url)
+
+    def ssm(self) -> SSMClient:
+        return _session().client("ssm", endpoint_url=self.ministack_url)
+
+    def dynamodb(self) -> DynamoDBClient:
+        return _session().client("dynamodb", endpoint_url=self.table_url)
+
+
+def ensure_pool(cognito: CognitoIdentityProviderClient, template: Template, remembered: Remembered) -> None:
+    """The template's user pool and app client; fills in their ids. An edited definition gets a new pool."""
+    _, pool = template.properties("AWS::Cognito::UserPool")
+    _, client = template.properties("AWS::Cognito::UserPoolClient", {"UserPool": "pool"})
+    definition = hashlib.sha256(json.dumps([pool, client], sort_keys=True).encode()).hexdigest()
+    if remembered.pool_definition == definition and _pool_exists(cognito, remembered):
+        return
+    # CloudFormation's names are the API's own but for the pool's; what the API does not take is set apart there, too.
+    taken = set(cognito.meta.service_model.operation_model("CreateUserPool").input_shape.members)  # type: ignore[union-attr]
+    arguments = {name: value for name, value in pool.items() if name in taken}
+    created = cognito.create_user_pool(PoolName=pool["UserPoolName"], **arguments)
+    remembered.pool_id = created["UserPool"]["Id"]
+    client = {**client, "UserPoolId": remembered.pool_id}
+    remembered.client_id = cognito.create_user_pool_client(**client)["UserPoolClient"]["ClientId"]
+    remembered.pool_definition = definition
+
+
+def ensure_user(cognito: CognitoIdentityProviderClient, pool_id: str, email: str, password: str) -> str:
+    """A confirmed user with this password; its id (`sub`)."""
+    try:
+        attributes = cognito.admin_get_user(UserPoolId=pool_id, Username=email)["UserAttributes"]
+    except cognito.exceptions.UserNotFoundException:
+        created = cognito.admin_create_user(
+            UserPoolId=pool_id,
+            Username=email,
+            MessageAction="SUPPRESS",
+            UserAttributes=[{"Name": "email", "Value": email}, {"Name": "email_verified", "Value": "true"}],
+        )
+        attributes = created["User"]["Attributes"]
+        cognito.admin_set_user_password(UserPoolId=pool_id, Username=email, Password=password, Permanent=True)
+    return next(attribute["Value"] for attribute in attributes if attribute["Name"] == "sub")
+
+
+def delete_other_users(cognito: CognitoIdentityProviderClient, pool_id: str, keep: set[str]) -> None:
+    """Removes everybody whose id is not kept."""
+    for page in cognito.get_paginator("list_users").paginate(UserPoolId=pool_id):
+        for user in page["Users"]:
+            if user["Username"] not in keep:
+                cognito.admin_delete_user(UserPoolId=pool_id, Username=user["Username"])
+
+
+def ensure_secret(ssm: SSMClient, name: str, value: str) -> None:
+    """A SecureString, as `docs/operations.md` has it stored on AWS."""
+    ssm.put_parameter(Name=name, Value=value, Type="SecureString", Overwrite=True)
+
+
+def ensure_table(dynamodb: DynamoDBClient, template: Template) -> None:
+    """The template's table; an existing one is taken as it is."""
+    _, table = template.properties("AWS::DynamoDB::Table")
+    wanted = ("BillingMode", "AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "LocalSecondaryIndexes")
+    try:
+        dynamodb.create_table(TableName=TABLE_NAME, **{name: table[name] for name in wanted if name in table})
+    except dynamodb.exceptions.ResourceInUseException:
+        return
+    if ttl := table.get("TimeToLiveSpecification"):
+        dynamodb.update_time_to_live(TableName=TABLE_NAME, TimeToLiveSpecification=ttl)
+
+
+def empty_table(dynamodb: DynamoDBClient, template: Template) -> None:
+    """The same table without its items."""
+    dynamodb.delete_table(TableName=TABLE_NAME)
+    ensure_table(dynamodb, template)
+
+
+def _pool_exists(cognito: CognitoIdentityProviderClient, remembered: Remembered) -> bool:
+    try:
+        cognito.describe_user_pool_client(UserPoolId=remembered.pool_id, ClientId=remembered.client_id)
+    except ClientError:
+        return False
+    return True
+
+
+def _session() -> boto3.session.Session:
+    return boto3.session.Session(aws_access_key_id="local", aws_secret_access_key="local", region_name=REGION)

@@ -1,0 +1,107 @@
+"""The data plane: Claude's own API, metered. Paths, bytes and errors are those of Anthropic's API."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from tollgate.domain.errors import NotFoundError
+from tollgate.domain.pricing import Model
+from tollgate.edge.claude_views import key_view, model_page, model_view, served_models, usage_event
+from tollgate.edge.function_url import FunctionUrl, HttpRequest
+from tollgate.edge.headers import forwarded, idempotency_key_of, target_of
+from tollgate.edge.simple_form import API_VERSION, message_body
+from tollgate.flows.current_usage import find_current_usage
+from tollgate.flows.relay_message import MessageCall
+from tollgate.storage.requests import RequestOutcome
+from tollgate.wiring import ClaudeTools, build_claude
+
+url: FunctionUrl[ClaudeTools] = FunctionUrl(build_claude)
+handler = url.handle
+
+
+@url.route("POST", "/v1/messages")
+def relay_message(request: HttpRequest) -> None:
+    """A message, streamed or not: relayed byte for byte, metered beside."""
+    call = MessageCall(
+        request_id=request.request_id,
+        principal=url.tools.authenticator.principal_of(request.headers),
+        body=request.body,
+        deadline_at_seconds=request.deadline_at_seconds,
+        target=target_of("/v1/messages", request.raw_query),
+        headers=forwarded(request.headers),
+        idempotency_key=idempotency_key_of(request.headers),
+    )
+    url.tools.relay.relay(call, request.reply)
+
+
+@url.route("POST", "/claude/stream")
+def stream_simple_form(request: HttpRequest) -> None:
+    """The simple form for apps: Claude's events, then one `usage` event."""
+    call = MessageCall(
+        request_id=request.request_id,
+        principal=url.tools.authenticator.principal_of(request.headers),
+        body=message_body(request.body, lambda: _models_of(request)[0].id),
+        deadline_at_seconds=request.deadline_at_seconds,
+        headers={"anthropic-version": API_VERSION, "content-type": "application/json"},
+        idempotency_key=idempotency_key_of(request.headers),
+    )
+    relayed = url.tools.relay.relay(call, request.reply)
+    if relayed.outcome is not RequestOutcome.REFUSED:
+        request.reply.write(usage_event(relayed))
+
+
+@url.route("POST", "/v1/messages/count_tokens")
+def count_tokens(request: HttpRequest) -> None:
+    """Outside every quota, and never charged."""
+    principal = url.tools.authenticator.principal_of(request.headers)
+    target = target_of("/v1/messages/count_tokens", request.raw_query)
+    answer = url.tools.counter.count(principal, target, forwarded(request.headers), request.body)
+    request.reply.pass_down(answer.status, answer.headers, answer.body)
+
+
+@url.route("GET", "/v1/models")
+def list_models(request: HttpRequest) -> None:
+    """The models of the caller's plan."""
+    request.reply.send_json(model_page(_models_of(request), request.query))
+
+
+@url.route("GET", "/v1/models/{model}")
+def get_model(request: HttpRequest) -> None:
+    """One of them, by id or alias."""
+    wanted = url.tools.catalog.resolve_model(request.parameters["model"])
+    found = [model for model in _models_of(request) if model is wanted]
+    if not found:
+        raise NotFoundError(f"model: {request.parameters['model'][:100]}", error_code="model_not_found")
+    request.reply.send_json(model_view(found[0]))
+
+
+@url.route("GET", "/v1/key")
+def get_key(request: HttpRequest) -> None:
+    """What a key may know about itself."""
+    tools = url.tools
+    principal = tools.authenticator.principal_of(request.headers)
+    usage = find_current_usage(tools.accounts.find(principal, fresh=True), tools.meters, tools.ledger, tools.clock)
+    request.reply.send_json(key_view(principal, tools.authenticator.api_key_of(request.headers), usage))
+
+
+@url.route("HEAD", "/api/hello")
+@url.route("GET", "/api/hello")
+@url.route("HEAD", "/")
+@url.route("GET", "/")
+def hello(request: HttpRequest) -> None:
+    """Reachability, which clients probe without a credential."""
+    if request.method == "HEAD":
+        request.reply.send(200, {"content-type": "application/json", "request-id": request.request_id}, b"")
+    else:
+        request.reply.send_json({"message": "hello"})
+
+
+def _models_of(request: HttpRequest) -> list[Model]:
+    """The models the caller may use now; never empty. Raises AuthenticationError, NotFoundError."""
+    tools = url.tools
+    plan = tools.accounts.find(tools.authenticator.principal_of(request.headers)).plan
+    now = datetime.fromtimestamp(tools.clock.now_seconds(), UTC)
+    models = served_models(tools.catalog.models.values(), plan, now)
+    if not models:
+        raise NotFoundError("Your plan has no model that is still served.", error_code="model_not_found")
+    return models

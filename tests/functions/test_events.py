@@ -1,0 +1,229 @@
+"""Every events/<function>-<case>.json through the real handler: what is pasted into `sam local invoke` works.
+
+The function gets the template's own environment, a table made from the template, and no right that its role lacks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
+
+import botocore.handlers
+import botocore.session
+import pytest
+from moto import mock_aws
+
+from dev.fake_claude import FakeClaude
+from tests.support.lambda_context import LambdaContext
+from tests.support.sam import ROOT, environment_of, functions_of, load_template, rights_of, role_of, table_definition
+from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
+from tollgate.storage.api_keys import ApiKeys
+from tollgate.storage.table import Table, hot_path_client
+
+if TYPE_CHECKING:
+    from types_boto3_ssm.client import SSMClient
+
+TEMPLATE = load_template()
+EVENTS = sorted((ROOT / "events").glob("*.json"))
+API_KEY_PLACEHOLDER = "{{api_key}}"
+PEPPER = "not-so-secret-pepper-of-a-test"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The answer an event must get."""
+
+    status: int
+    error_code: str | None = None
+    has: tuple[str, ...] = ()
+    """Pieces of the body."""
+
+
+CASES = {
+    "auth-health": Case(200, has=('"ok"',)),
+    "auth-me": Case(200, has=('"b4c8e4a8-7011-70f2-9d3e-5c1f0a2b3c4d"', '"free"')),
+    "auth-me-foreign-client": Case(401, "invalid_credentials"),
+    "auth-me-id-token": Case(401, "invalid_credentials"),
+    "auth-me-no-authorizer": Case(401, "invalid_credentials"),
+    "claude-count-tokens": Case(200, has=('"input_tokens"',)),
+    "claude-hello": Case(200),
+    "claude-key": Case(200),
+    "claude-messages": Case(200, has=('"type"', '"usage"', '"stop_reason"')),
+    "claude-messages-bad-json": Case(400, "invalid_json"),
+    "claude-messages-no-auth": Case(401, "invalid_credentials"),
+    "claude-messages-stream": Case(200, has=("event: message_start", "event: message_stop")),
+    "claude-messages-unknown-key": Case(401, "invalid_credentials"),
+    "claude-messages-unknown-model": Case(404, "model_not_found"),
+    "claude-model": Case(200, has=('"claude-sonnet-4-5"',)),
+    "claude-model-unknown": Case(404, "model_not_found"),
+    "claude-models": Case(200, has=('"has_more"', '"claude-sonnet-4-5"')),
+    "claude-simple-stream": Case(200, has=("event: message_stop", "event: usage")),
+    "claude-unknown-route": Case(404, "not_found"),
+    "claude-wrong-method": Case(405, "method_not_allowed"),
+    "usage-current": Case(200, has=('"remaining"',)),
+    "usage-current-no-authorizer": Case(401, "invalid_credentials"),
+}
+"""Of the events over HTTP; `usage_reset` answers to nobody."""
+
+
+@dataclass(slots=True)
+class Deployment:
+    """One function as deployed, on moto, with Claude's double behind it."""
+
+    function: str
+    api_key: str
+    used_rights: set[tuple[str, str]] = field(default_factory=set)
+    """(action, resource) of every AWS call made."""
+
+    def invoke(self, event: dict[str, Any]) -> Any:  # noqa: ANN401  a function answers what it likes
+        text = json.dumps(event).replace(API_KEY_PLACEHOLDER, self.api_key)
+        handler: Callable[[Any, Any], Any] = importlib.import_module(f"functions.{self.function}.app").handler
+        return handler(json.loads(text), LambdaContext(remaining_ms=60_000))
+
+    def note(self, model: Any, params: dict[str, Any], **_: object) -> None:  # noqa: ANN401  botocore's OperationModel
+        """A `before-call` hook of botocore: what the call needs the right to do."""
+        arguments = json.loads(params["body"])
+        self.used_rights |= set(_rights_needed(model.service_model.service_name, model.name, arguments))
+
+
+def _rights_needed(service: str, operation: str, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if service == "ssm":
+        for name in arguments["Names"]:
+            yield f"ssm:{operation}", f"arn:aws:ssm:us-east-1:111122223333:parameter{name}"
+    elif operation == "TransactWriteItems":
+        action_of = {"ConditionCheck": "ConditionCheckItem"} | {
+            kind: f"{kind}Item" for kind in ("Put", "Update", "Delete")
+        }
+        for entry in arguments["TransactItems"]:
+            [(kind, _)] = entry.items()
+            yield f"{service}:{action_of[kind]}", "<Table.Arn>"
+    else:
+        index = f"/index/{arguments['IndexName']}" if "IndexName" in arguments else ""
+        yield f"{service}:{operation}", f"<Table.Arn>{index}"
+
+
+@pytest.fixture
+def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Deployment]]:
+    """Deploys a function: its environment, its table, its secrets, a fresh container."""
+    with mock_aws(), FakeClaude(seed=1) as claude:
+
+        def deploy_function(name: str) -> Deployment:
+            environ = environment_of(name, TEMPLATE)
+            if "UPSTREAM_BASE_URL" in environ:
+                environ["UPSTREAM_BASE_URL"] = claude.url
+            environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+            for variable, value in environ.items():
+                monkeypatch.setenv(variable, value)
+            for module in [module for module in sys.modules if module.startswith("functions.")]:
+                monkeypatch.delitem(sys.modules, module)
+            deployment = Deployment(name, _prepare(environ))
+            hooks = [*botocore.handlers.BUILTIN_HANDLERS, ("before-call", deployment.note)]
+            monkeypatch.setattr(botocore.handlers, "BUILTIN_HANDLERS", hooks)
+            return deployment
+
+        yield deploy_function
+
+
+def _prepare(environ: dict[str, str]) -> str:
+    """Makes the table, the secrets and one user's API key; the key."""
+    session = botocore.session.get_session()
+    client = hot_path_client("us-east-1", session=session)
+    client.create_table(**table_definition(TEMPLATE))
+    ssm = cast("SSMClient", session.create_client("ssm", region_name="us-east-1"))
+    names = environment_of("claude", TEMPLATE)
+    for variable, value in (("KEY_PEPPER_PARAMETER", PEPPER), ("UPSTREAM_API_KEY_PARAMETER", "sk-ant-test")):
+        ssm.put_parameter(Name=names[variable], Value=value, Type="SecureString")
+    key = mint_api_key(KeyMode.LIVE, bytes(range(32)))
+    stored = ApiKey(
+        id="key_1",
+        key_hash=hash_api_key(key, PEPPER.encode()),
+        tenant_id="main",
+        user_id="b4c8e4a8-7011-70f2-9d3e-5c1f0a2b3c4d",
+        mode=KeyMode.LIVE,
+        last_four=key[-4:],
+        created_at=datetime(2026, 11, 1, tzinfo=UTC),
+    )
+    ApiKeys(Table(client, environ["TABLE_NAME"])).put_key(stored)
+    return key
+
+
+def function_of(event_name: str) -> str:
+    """`usage_reset` for `usage_reset-scheduled`."""
+    return event_name.partition("-")[0]
+
+
+def event_named(name: str) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads((ROOT / "events" / f"{name}.json").read_text())
+    return event
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_event_gets_its_answer(name: str, deploy: Callable[[str], Deployment]) -> None:
+    """With no more rights than the function's role gives."""
+    deployment = deploy(function_of(name))
+    answer = deployment.invoke(event_named(name))
+    assert answer["statusCode"] == CASES[name].status, answer
+    headers = {key.lower(): value for key, value in answer["headers"].items()}
+    assert headers["request-id"]
+    body = answer.get("body") or ""
+    for piece in CASES[name].has:
+        assert piece.replace(" ", "") in body.replace(" ", ""), body
+    if CASES[name].error_code is not None:
+        error = json.loads(body)
+        assert error["type"] == "error"
+        assert error["error"]["details"]["error_code"] == CASES[name].error_code
+        assert error["request_id"] == headers["request-id"]
+    assert_rights_suffice(deployment)
+
+
+def test_the_hourly_run_answers_to_its_own_event(deploy: Callable[[str], Deployment]) -> None:
+    deployment = deploy("usage_reset")
+    assert deployment.invoke(event_named("usage_reset-scheduled"))["complete"] is True
+    assert_rights_suffice(deployment)
+
+
+def assert_rights_suffice(deployment: Deployment) -> None:
+    rights = rights_of(role_of(deployment.function, TEMPLATE), TEMPLATE)
+    for action, resource in deployment.used_rights:
+        assert action in rights.get(resource, set()), f"{deployment.function} may not {action} on {resource}"
+
+
+@pytest.mark.parametrize(
+    "name", ["auth-me-no-authorizer", "usage-current-no-authorizer", "claude-messages-no-auth", "claude-hello"]
+)
+def test_what_its_looks_decide_costs_no_read(name: str, deploy: Callable[[str], Deployment]) -> None:
+    """A flood of anonymous requests touches neither the table nor the secrets."""
+    deployment = deploy(function_of(name))
+    deployment.invoke(event_named(name))
+    assert deployment.used_rights == set()
+
+
+def test_every_event_has_a_case_and_every_case_an_event() -> None:
+    names = {path.stem for path in EVENTS}
+    assert names == CASES.keys() | {"usage_reset-scheduled"}
+    assert {function_of(name) for name in names} == functions_of(TEMPLATE).keys()
+
+
+@pytest.mark.parametrize("path", EVENTS, ids=lambda path: path.stem)
+def test_no_event_holds_a_credential_that_opens_anything(path: Any) -> None:  # noqa: ANN401
+    headers = json.loads(path.read_text()).get("headers", {})
+    assert headers.get("x-api-key", API_KEY_PLACEHOLDER) == API_KEY_PLACEHOLDER
+    assert headers.get("authorization", "Bearer " + API_KEY_PLACEHOLDER) in {
+        f"Bearer {API_KEY_PLACEHOLDER}",
+        "Bearer eyJ0.eyJ0.c2ln",  # where a token would be; API Gateway has checked it by then
+        "Bearer " + mint_api_key(KeyMode.LIVE, bytes(32)),  # well formed, and nobody's
+    }
+
+
+def test_the_scheduled_event_is_what_the_template_sends() -> None:
+    [schedule] = [
+        event["Properties"]
+        for event in functions_of(TEMPLATE)["usage_reset"]["Events"].values()
+        if event["Type"] == "ScheduleV2"
+    ]
+    assert json.loads(schedule["Input"]).keys() == event_named("usage_reset-scheduled").keys()

@@ -1,0 +1,1 @@
+raise ImportError("this function cannot start")

@@ -1,0 +1,70 @@
+"""A warm function process with production's own objects in it, on the simulator's client, clock and ids."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from tests.simulation.hub import KilledError, Process
+from tests.simulation.network import SimulatedClient
+from tollgate.domain.ledger import MeterKey
+from tollgate.domain.periods import period_at
+from tollgate.domain.principals import Account, CredentialKind, MaxTokensPolicy, Principal
+from tollgate.flows.accounts import Accounts
+from tollgate.flows.ledger import Ledger
+from tollgate.storage.meters import Meters
+from tollgate.storage.table import Table
+from tollgate.storage.users import Users
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+TABLE = "tollgate"
+TENANT = "main"
+
+
+def user_id(user: int) -> str:
+    return f"user-{user}"
+
+
+class Container:
+    """Serves one invocation at a time and keeps what it learned for the next; is Clock and IdSource of its code."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.skew_seconds = world.rng.uniform(-1, 1) * world.scenario.clock_error_seconds
+        self.process: Process = None  # type: ignore[assignment]  joined when an invocation starts
+        self.table = Table(SimulatedClient(world.network, self), TABLE)  # type: ignore[arg-type]  has what is used
+        self.users = Users(self.table)
+        self.meters = Meters(self.table)
+        self.ledger = Ledger(self.meters, self, self)
+        self.accounts = Accounts(self.users, world.catalog, self)
+
+    def now_seconds(self) -> float:
+        if self.process.dead:
+            raise KilledError
+        return self.process.now_seconds()
+
+    def new_id(self, length: int) -> str:
+        return self.world.new_id(length)
+
+    def random_bytes(self, count: int) -> bytes:
+        return self.world.rng.randbytes(count)
+
+    def principal(self, user: int, *, may_clamp: bool = True) -> Principal:
+        policy = MaxTokensPolicy.CLAMP if may_clamp else MaxTokensPolicy.REFUSE
+        return Principal(TENANT, user_id(user), CredentialKind.API_KEY, "key", policy)
+
+    def account(self, user: int, *, fresh: bool = False) -> Account:
+        return self.accounts.find(self.principal(user), fresh=fresh)
+
+    def key(self, account: Account) -> MeterKey:
+        now = datetime.fromtimestamp(self.now_seconds(), UTC)
+        period = period_at(account.plan.period_kind, account.profile.anchor_at, now)
+        return MeterKey(TENANT, account.user_id, period)
+
+    @property
+    def deadline_at_seconds(self) -> float:
+        """When this invocation is killed, by this container's clock."""
+        return self.process.started_at + self.skew_seconds + self.world.scenario.timeout_seconds
