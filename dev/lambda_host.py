@@ -26,6 +26,8 @@ INIT_SECONDS: Final = 30.0
 """Lambda allows ten seconds; a laptop under load may need more."""
 STARTS_AT_ONCE: Final = max(2, os.cpu_count() or 2)
 """More would only slow each other down, and the first to finish serves the next request anyway."""
+WATCH_SECONDS: Final = 2.0
+"""A killed process's output ends at once, unless a child of its own still holds it open."""
 LAYER_ROOT: Final = "/opt/python/"
 BOOTSTRAP: Final = Path(__file__).with_name("bootstrap.py")
 
@@ -122,6 +124,8 @@ class FunctionHost:
             self._idle.clear()
             self._state.notify_all()
         for worker in workers:
+            worker.kill()
+        for worker in workers:
             worker.end()
 
     def _take(self) -> _Worker | Failed:
@@ -217,14 +221,14 @@ class _Worker:
         self.exited = False
         self._used = False
         self._journey: Journey | None = None
-        self._ending = threading.Lock()
         self._api = RuntimeApi()
         try:
             self._child = host.start_process(self._api.address)
         except OSError:
             self._api.close()
             raise
-        threading.Thread(target=self._watch, name=f"watch-{self._child.pid}", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name=f"watch-{self._child.pid}", daemon=True)
+        self._watcher.start()
 
     @property
     def pid(self) -> int:
@@ -248,11 +252,15 @@ class _Worker:
         self._journey = journey
         return invocation.parts(INIT_SECONDS)
 
+    def kill(self) -> None:
+        """Ends the process at once; whatever it was doing fails."""
+        self._child.send(signal.SIGKILL)
+
     def end(self) -> None:
-        """Kills the process; whatever it was doing fails."""
-        with self._ending:
-            self._child.kill()
-            self._api.close()
+        """Kills the process and returns when nothing of it is left."""
+        self.kill()
+        self._watcher.join(WATCH_SECONDS)
+        self._api.close()
 
     def _watch(self) -> None:
         """Reads what the process prints until it ends, then says how it ended."""
@@ -268,6 +276,7 @@ class _Worker:
         self.exited = True
         self._host.on_exit(self)
         self._api.process_exited(_exit_text(status))
+        self._api.close()
 
 
 def lambda_environment(function: Function, overrides: Mapping[str, str], address: str) -> dict[str, str]:

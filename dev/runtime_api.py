@@ -329,11 +329,11 @@ class RuntimeApi:
                 peer, _ = self._listener.accept()
             except OSError:
                 return
-            connection = _Connection(self, peer)
             with self._changed:
                 if self._closed:
                     peer.close()
                     return
+                connection = _Connection(self, peer)
                 self._connections.add(connection)
             connection.start()
 
@@ -345,6 +345,9 @@ class RuntimeApi:
     def _wait_next(self, peer: socket.socket) -> Invocation | None:
         """Block until there is an event; None when the API closes or the caller is gone."""
         with self._changed:
+            current = self._current
+            if current is not None and current.is_taken and not (current.is_over or current.answer_headers):
+                raise _RefusedError(HTTPStatus.FORBIDDEN, "InvalidStateTransition", "the last event was not answered")
             self._ready = self._waiting = True
             self._changed.notify_all()
             try:
@@ -485,7 +488,7 @@ class _Connection(threading.Thread):
     def _error(self, request_id: str, headers: dict[str, str]) -> None:
         invocation = self._api._claim(request_id, headers)
         document = _read_body(self._reader, headers)
-        invocation._finish(_failed_from(document, headers.get(_ERROR_TYPE, ""), "error"))
+        _complete(invocation, _failed_from(document, headers.get(_ERROR_TYPE, ""), "error"))
         self._accepted()
 
     def _response(self, request_id: str, headers: dict[str, str]) -> None:
@@ -509,29 +512,31 @@ class _Connection(threading.Thread):
             message = f"Response payload size exceeded maximum allowed payload size ({MAX_BUFFERED_BYTES} bytes)."
             invocation._finish(Failed("Function.ResponseSizeTooLarge", message, "error"))
             raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestEntityTooLarge", message)
-        invocation._put(Buffered(payload))
-        invocation._finish()
+        _put(invocation, Buffered(payload))
+        _complete(invocation)
 
     def _streamed(self, invocation: Invocation, headers: dict[str, str]) -> None:
         if headers.get("transfer-encoding", "").lower() != "chunked":
             raise ValueError("a streamed answer must have transfer-encoding: chunked")
         has_prelude = headers.get("content-type") == PRELUDE_TYPE
         if not has_prelude:  # without the integration type Lambda passes the body on with status 200
-            invocation._put(Prelude(200, {"content-type": headers.get("content-type", "application/octet-stream")}, []))
+            _put(
+                invocation, Prelude(200, {"content-type": headers.get("content-type", "application/octet-stream")}, [])
+            )
         head = b"" if has_prelude else None
         chunks = _Chunks(self._reader)
         for chunk in chunks:
             received_at, data = time.monotonic(), chunk
             if head is not None:
                 head, data = _split_prelude(head + chunk, invocation)
-            if data and not invocation._put(Chunk(data, received_at)):
-                raise _RefusedError(HTTPStatus.GONE, "InvokeTimeout", "this invocation is over")
+            if data:
+                _put(invocation, Chunk(data, received_at))
         if head is not None:
             raise ValueError("the answer ended before the prelude's delimiter")
         declared = {name.strip().lower() for name in headers.get("trailer", "").split(",")}
         if undeclared := chunks.trailers.keys() - declared:
             raise ValueError(f"trailers not declared in the Trailer header: {sorted(undeclared)}")
-        invocation._finish(_failed_from_trailers(chunks.trailers))
+        _complete(invocation, _failed_from_trailers(chunks.trailers))
 
     def _accepted(self) -> None:
         self._send(HTTPStatus.ACCEPTED, {"Content-Type": "application/json"}, b'{"status":"OK"}\n')
@@ -608,6 +613,16 @@ def _read_body(reader: BufferedReader, headers: dict[str, str]) -> bytes:
     return _read_exactly(reader, int(headers.get("content-length", "0")))
 
 
+def _put(invocation: Invocation, part: Part) -> None:
+    if not invocation._put(part):
+        raise _RefusedError(HTTPStatus.GONE, "InvokeTimeout", "this invocation is over")
+
+
+def _complete(invocation: Invocation, failed: Failed | None = None) -> None:
+    if not invocation._finish(failed):
+        raise _RefusedError(HTTPStatus.GONE, "InvokeTimeout", "this invocation is over")
+
+
 def _split_prelude(head: bytes, invocation: Invocation) -> tuple[bytes | None, bytes]:
     """What is still to be read of the prelude (None once it is complete and handed on), and the body bytes after it."""
     encoded, delimiter, body = head.partition(PRELUDE_END)
@@ -619,12 +634,12 @@ def _split_prelude(head: bytes, invocation: Invocation) -> tuple[bytes | None, b
     headers, cookies = fields.get("headers", {}), fields.get("cookies", [])
     if not all(isinstance(text, str) for text in (*headers, *headers.values(), *cookies)):
         raise ValueError("headers and cookies must be strings")
-    invocation._put(Prelude(int(fields.get("statusCode", 200)), headers, cookies))
+    _put(invocation, Prelude(int(fields.get("statusCode", 200)), headers, cookies))
     return None, body
 
 
 def _failed_from(document: bytes, error_type: str, kind: Literal["error", "init", "trailers"]) -> Failed:
-    """The failure that an error document describes: `errorType` and `errorMessage`; the header's type otherwise."""
+    """The failure that an error document tells; the type of the header counts before the document's `errorType`."""
     try:
         fields = json.loads(document)
     except ValueError:
@@ -632,7 +647,7 @@ def _failed_from(document: bytes, error_type: str, kind: Literal["error", "init"
     if not isinstance(fields, dict):
         fields = {}
     return Failed(
-        str(fields.get("errorType") or error_type or "Runtime.Unknown"),
+        error_type or str(fields.get("errorType") or "Runtime.Unknown"),
         str(fields.get("errorMessage", "")),
         kind,
         document,
@@ -643,8 +658,7 @@ def _failed_from_trailers(trailers: dict[str, str]) -> Failed | None:
     if _ERROR_TYPE not in trailers and _ERROR_BODY not in trailers:
         return None
     document = base64.b64decode(trailers.get(_ERROR_BODY, ""), validate=True)
-    found = _failed_from(document, "", "trailers")
-    return Failed(trailers.get(_ERROR_TYPE, found.error_type), found.message, "trailers", document)
+    return _failed_from(document, trailers.get(_ERROR_TYPE, ""), "trailers")
 
 
 def _is_connected(peer: socket.socket) -> bool:

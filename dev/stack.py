@@ -124,7 +124,7 @@ class Stack:
     # Start.
 
     def start(self) -> None:
-        """Starts everything and writes stack.json. Raises EngineError, TemplateError."""
+        """Starts everything but the gateway. Raises EngineError, TemplateError."""
         with ThreadPoolExecutor(6, thread_name_prefix="start") as pool:
             try:
                 self._start(pool)
@@ -134,7 +134,6 @@ class Stack:
                 self._processes.stop_all()
                 raise
         self._remembered.save(self._remembered_file)
-        self._write_stack_file()
 
     def _start(self, pool: ThreadPoolExecutor) -> None:
         ministack = pool.submit(self._step, "sign-in, secrets", self._start_ministack)
@@ -287,7 +286,7 @@ class Stack:
     # Serve.
 
     async def serve(self, on_ready: Callable[[], None]) -> None:
-        """Answers requests until `stop`; `on_ready` is called once connections are accepted."""
+        """Answers requests until `stop`; stack.json and `on_ready` follow once connections are accepted."""
         gateway = Gateway(self._local, self._hosts, TokenChecker(self._jwks_url()), self._log, self._control)
         config = uvicorn.Config(
             gateway,
@@ -305,8 +304,10 @@ class Stack:
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
-        self.serving = True
-        on_ready()
+        if server.started:
+            self.serving = True
+            self._write_stack_file()
+            on_ready()
         while not self.stopping and not serving.done():
             await asyncio.sleep(0.05)
         for task in schedules:

@@ -16,7 +16,7 @@ from tollgate.domain.api_keys import SECRET_BYTES, ApiKey, KeyMode, hash_api_key
 from tollgate.domain.errors import AuthenticationError, StoreUnavailableError, UpstreamUnavailableError
 from tollgate.domain.principals import CredentialKind, MaxTokensPolicy, Principal
 from tollgate.flows.authenticate import MAX_CREDENTIAL_BYTES, Authenticator, principal_of_claims
-from tollgate.providers.cognito import SigningKeys, TokenVerifier
+from tollgate.providers.cognito import KeyFetchError, SigningKeys, TokenVerifier
 from tollgate.storage.api_keys import ApiKeys
 
 PEPPER = b"pepper-of-the-tests"
@@ -311,8 +311,6 @@ def test_when_the_table_is_silent_the_caller_is_not_called_invalid(world: World)
 
 
 def test_when_no_keys_can_be_had_the_token_is_not_called_invalid(world: World) -> None:
-    from tollgate.providers.cognito import KeyFetchError
-
     world.source.failure = KeyFetchError("down")
     with pytest.raises(UpstreamUnavailableError) as refusal:
         world.call(world.pool.access_token(NOON))
@@ -325,6 +323,16 @@ def test_two_users_one_after_the_other_are_never_confused(world: World) -> None:
         assert world.call(first).user_id == "u1"
         assert (world.call(second).tenant_id, world.call(second).user_id) == ("acme", "u2")
         assert world.call(world.pool.access_token(NOON)).user_id == SUBJECT
+
+
+def test_the_accepted_key_is_at_hand_without_another_read(world: World) -> None:
+    text = world.issue(id="key_5")
+    world.call(text)
+    found = world.authenticator.api_key_of({"x-api-key": text})
+    assert found is not None
+    assert found.id == "key_5"
+    assert world.authenticator.api_key_of({"authorization": f"Bearer {world.pool.access_token(NOON)}"}) is None
+    assert world.table.calls == {"GetItem": 1}
 
 
 # --- Claims that API Gateway has verified

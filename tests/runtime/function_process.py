@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,13 @@ class FunctionProcess:
     def answer(self, event: dict[str, Any], *, timeout_seconds: float = 20) -> Answer:
         """The whole answer to one event."""
         return Answer.of(self.invoke(event, timeout_seconds=timeout_seconds).parts(20))
+
+    def wait_output(self, text: str) -> None:
+        """Return once it printed `text`; AssertionError when it does not."""
+        until = time.monotonic() + 20
+        while text not in self.output:
+            assert time.monotonic() < until, self.output
+            time.sleep(0.02)
 
     def wait_exited(self) -> int:
         """Wait until it ended by itself, tell the Runtime API, and return its exit status."""

@@ -6,6 +6,7 @@ it cannot show streaming; it shows that AWS's side of the protocol accepts what 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import platform
@@ -69,11 +70,12 @@ class Emulator:
         return json.loads(prelude), body
 
     def stop(self) -> None:
-        """Kill it and all it started; they lead process groups of their own."""
-        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
+        """End it and whatever it started, which leads process groups of its own."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()  # first, or it would start a new runtime process
         for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=10)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         self.process.wait()
 
 

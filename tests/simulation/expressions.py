@@ -38,11 +38,14 @@ class Update:
     paths: tuple[str, ...]
     """The target of every action, as written: a name or a `#` placeholder."""
 
+    def check_paths(self, names: Names) -> None:
+        """Two actions on one attribute are an error, whatever the condition says."""
+        targets = {names[path] if path[0] == "#" else path for path in self.paths}
+        if len(targets) != len(self.paths):
+            raise ExpressionError(f"two actions on one attribute: {sorted(targets)}")
+
     def apply(self, item: Item, names: Names, values: Values) -> Item:
         """A new item; every right-hand side sees the old one."""
-        targets = [names[path] if path[0] == "#" else path for path in self.paths]
-        if len(set(targets)) != len(targets):
-            raise ExpressionError(f"two actions on one attribute: {sorted(targets)}")
         new = dict(item)
         for action in self.actions:
             action(item, new, names, values)

@@ -48,7 +48,12 @@ class LedgerCall:
         self.rng = world.rng
         self.seen = world.seen
         self.started_at = container.now_seconds()
-        self.call = Call(request.user, TokenCounts(input_tokens=request.prompt_tokens))
+        self.call = Call(
+            request.user,
+            TokenCounts(input_tokens=request.prompt_tokens),
+            visible_prompt=request.prompt_tokens <= request.bound_tokens,
+            idempotency_key=request.idempotency_key,
+        )
         self.process.on_kill = lambda: world.generate_on(self.call)
 
     def serve(self) -> None:
@@ -59,7 +64,8 @@ class LedgerCall:
             return
         if self.grant is None:
             return
-        self.world.oracle.bind(self.grant.reservation.nonce, self.call)
+        oracle = self.world.oracle
+        oracle.bind(oracle.reservations[self.grant.reservation.nonce], self.call)
         try:
             self._use(self.grant)
         except StoreUnavailableError:
@@ -89,7 +95,6 @@ class LedgerCall:
                 return None
             else:
                 self.slice_tokens = slice_tokens
-                self.call.sliced = slice_tokens is not None
                 self.call.max_output_tokens = request.max_tokens if slice_tokens else grant.output_tokens
                 self.seen["clamped"] += grant.output_tokens < first
                 return grant
@@ -171,8 +176,7 @@ class LedgerCall:
     def _settle(self, settlement: Settlement) -> None:
         world, rng, grant = self.world, self.rng, self.grant
         assert grant is not None
-        if world.scenario.adversarial and rng.random() < world.levels.freeze:
-            self.seen["settled_after_expiry"] += 1
+        if world.is_stalled_by_adversary():
             self._sleep(2 * world.scenario.timeout_seconds)
         settled = self.container.ledger.settle(grant, settlement)
         self.seen["settled_late"] += settled.late
@@ -189,7 +193,6 @@ class LedgerCall:
         if ended_well:
             call.final = counts
             return Settlement(call.used_tokens, counts=counts, cost_picousd=cost)
-        call.unknown_end = True
         charged, off = charge_for_unknown_end(
             self.world.scenario.policy,
             grant.reservation,
@@ -197,7 +200,6 @@ class LedgerCall:
             call.prompt_tokens + call.max_output_tokens,
             call.delivered_tokens,
         )
-        off += max(0, call.seen_tokens - grant.reservation.amount_tokens)  # known use that could not be reserved
         return Settlement(charged, off, counts=counts, cost_picousd=cost)
 
     def _sleep(self, seconds: float) -> None:

@@ -184,6 +184,8 @@ class MemoryTable:
         condition = compile_condition(condition_text) if condition_text else None
         update = compile_update(update_text) if update_text else None
         _check_placeholders(condition.placeholders if condition else (), update.placeholders if update else (), names, values)
+        if update:
+            update.check_paths(names)
         if condition and not condition.test(old or _NOTHING, names, values):
             return Change(pk, sk, old, old), True
         if operation == "ConditionCheck":

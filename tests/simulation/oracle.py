@@ -75,8 +75,11 @@ class Oracle:
         self.profiles: dict[str, int] = {}
         self.network: Network = None  # type: ignore[assignment]  joined by the run, which builds both
         self.timeout_seconds = 0.0
+        self.used_keys: set[tuple[int, str]] = set()
+        """(user, idempotency key) of every call that went up."""
         self.shared_ids: set[str] = set()
         """Reservation ids that two owners were given: a late duplicate may then slip between two tombstones."""
+        self._most_attributes = 0
         self.largest_item = 0
         self.most_open = 0
 
@@ -226,6 +229,8 @@ class Oracle:
             self.report("double_bill", f"{key} {name} nonce {nonce} ended {held.ends} times (swept: {held.swept})")
         charged = _number(new, "settled") - _number(old, "settled")
         written_off = _number(new, "written_off") - _number(old, "written_off")
+        if charged > held.amount_tokens:
+            self.report("over_limit", f"{key} {name}: {charged} charged for a reservation of {held.amount_tokens}")
         held.charged_tokens += charged
         held.written_off_tokens += written_off
         truth.settled += charged
@@ -267,6 +272,8 @@ class Oracle:
         held.written_off_tokens += written_off
         truth.settled += charged
         truth.written_off += written_off
+        if charged > 0 and self.room(new) < 0:
+            self.report("over_limit", f"{key} {nonce} corrected by {charged} beyond the room there was")
         counted = not (held.call is None or held.call.released)
         truth.requests += counted - held.request_counted
         held.request_counted = counted
@@ -304,36 +311,37 @@ class Oracle:
         if settled != truth.settled or _number(new, "written_off") != truth.written_off:
             self.report("conservation", f"{key} moved outside of any end: settled {settled}, {truth.settled} charged")
         truth.most_room = max(truth.most_room, quota + _number(new, "overage_cap"))
-        if len(new) > 22:
-            size = item_size(new)
-            if size > self.largest_item:
-                self.largest_item = size
-            if size > 1024:
-                self.seen["item_above_1kb"] += 1
+        if len(new) > self._most_attributes:
+            self._most_attributes = len(new)
+            self.largest_item = size = max(self.largest_item, item_size(new))
             if size > MAX_ITEM_BYTES:
                 self.report("item_size", f"{key} has {size} bytes")
 
     # ---- the upstream call of a reservation
 
-    def bind(self, nonce: str, call: Call) -> None:
-        """This call goes up under the reservation of that nonce."""
-        held = self.reservations[nonce]
+    def bind(self, held: Held, call: Call) -> None:
+        """This call is about to go up under this reservation."""
         if held.call is not None:
             held.call.starts += 1
         held.call = call
+        item = self.network.table.find(*held.meter)
+        assert item is not None
+        plan = self.plan_of(item)
+        call.sliced, call.hard = plan.slice_output_tokens is not None, plan.hard
+        if call.idempotency_key is not None:
+            used = (call.user, call.idempotency_key)
+            if used in self.used_keys:
+                self.report("double_call", f"user {call.user} is served twice for {call.idempotency_key}")
+            self.used_keys.add(used)
 
-    def bind_open(self, process: Process, call: Call) -> bool:
-        """The same for the one reservation that the process has open; whether its plan reserves in slices."""
+    def bind_open(self, process: Process, call: Call) -> None:
+        """The same for the one reservation that the process has open."""
         mine = [held for held in self.reservations.values() if held.owner is process]
         still_open = [held for held in mine if held.open]
         if not still_open and not self.adversarial:
             self.report("unreserved_call", f"{process.name} calls upstream without an open reservation")
-        if not mine:
-            return False
-        held = (still_open or mine)[-1]
-        self.bind(held.nonce, call)
-        item = self.network.table.find(*held.meter)
-        return item is not None and self.plan_of(item).slice_output_tokens is not None
+        if mine:
+            self.bind((still_open or mine)[-1], call)
 
     # ---- refusals
 
@@ -427,13 +435,13 @@ class Oracle:
         if call.sliced or held.hidden_tokens:  # nobody could hold what nobody could know
             if call.settled_at is None:
                 owed = min(owed, held.amount_tokens)
-            elif call.unknown_end:
+            elif call.final is None:
                 owed = call.seen_tokens
         if booked < owed:
             self.report("lost_tokens", f"{held.nonce} used {owed}, charged {held.charged_tokens}, off {held.written_off_tokens}")
         if held.swept and not held.corrected:
             return
-        if not call.unknown_end and held.charged_tokens > call.used_tokens:
+        if call.final is not None and held.charged_tokens > call.used_tokens:
             self.report("overbill", f"{held.nonce} charged {held.charged_tokens} of {call.used_tokens}")
         if call.settled_at is not None:
             self._check_exact(held, call)
@@ -448,6 +456,8 @@ class Oracle:
             self.report("inexact", f"{held.nonce} charged {held.charged_tokens}, reported {known}")
         if held.charged_tokens + held.written_off_tokens != known:
             self.report("inexact", f"{held.nonce} booked {held.charged_tokens}+{held.written_off_tokens}, reported {known}")
+        if call.hard and call.streamed and held.written_off_tokens and not held.corrected:
+            self.report("unstopped", f"{held.nonce} ran to its end without a reservation for {held.written_off_tokens}")
         if held.counts != call.final or held.cost_picousd != self.cost_picousd(call.final):
             self.report("inexact", f"{held.nonce} counts {held.counts}, reported {call.final}")
 

@@ -41,7 +41,14 @@ class RelayCall:
         self.container = container
         self.request = request
         self.process = container.process
-        self.call = Call(request.user, _split_prompt(world.rng, request.prompt_tokens), world.model.weights)
+        self.call = Call(
+            request.user,
+            _split_prompt(world.rng, request.prompt_tokens),
+            visible_prompt=request.prompt_tokens <= request.bound_tokens,
+            idempotency_key=request.idempotency_key,
+            weights=world.model.weights,
+            streamed=world.rng.random() < 0.8,
+        )
         self.process.on_kill = lambda: world.generate_on(self.call)
         self.journal = _Journal()
         self.relay = MessageRelay(
@@ -57,7 +64,7 @@ class RelayCall:
     def serve(self) -> None:
         world, seen = self.world, self.world.seen
         reply = _Reply()
-        body = _body(self.request, streamed=world.rng.random() < 0.8)
+        body = _body(self.request, streamed=self.call.streamed)
         call = MessageCall(
             request_id=f"req_{next(world.request_numbers)}",
             principal=self.container.principal(self.request.user, may_clamp=self.request.may_clamp),
@@ -85,7 +92,6 @@ class RelayCall:
             self.world.seen["settle_unanswered"] += 1
         elif self.call.starts or self.call.released:
             self.call.settled_at = self.world.hub.now
-            self.call.unknown_end = self.call.final is None
 
     def _judge(self, error: TollgateError, body: bytes) -> None:
         if self.call.starts:
@@ -178,7 +184,7 @@ class _Upstream:
         owner, world, rng, call = self._owner, self._world, self._world.rng, self._owner.call
         document = json.loads(request.body)
         call.max_output_tokens = document["max_tokens"]
-        call.sliced = world.oracle.bind_open(owner.process, call)
+        world.oracle.bind_open(owner.process, call)
         if rng.random() < world.levels.upstream_refusal:
             return self._refuse()
         call.starts += 1
@@ -269,6 +275,8 @@ class _Answer:
         call.prompt_told |= piece.tells_prompt
         call.delivered_tokens += piece.delivered_tokens
         call.final = piece.tells_final or call.final
+        if piece.tells_final and owner.world.is_stalled_by_adversary():
+            owner.world.hub.sleep(owner.process, 2 * owner.world.scenario.timeout_seconds)
         return piece.data
 
     def close(self) -> None:

@@ -199,7 +199,7 @@ def _draw_plans(rng: random.Random, policy: ExpiryPolicy, kind: PeriodKind) -> d
 
 
 def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[Request, ...]:
-    count = rng.choice([8, 16, 32, 60])
+    count = rng.choice([8, 16, 28, 48])
     herds = rng.random() < 0.5
     requests: list[Request] = []
     for index in range(count):

@@ -26,6 +26,9 @@ class Call:
 
     user: int
     prompt: TokenCounts
+    visible_prompt: bool = True
+    """All of the prompt could be bounded from the request."""
+    idempotency_key: str | None = None
     weights: TokenWeights = field(default_factory=TokenWeights)
     starts: int = 0
     """How often the upstream was really called; more than once for a reservation is a double call."""
@@ -38,7 +41,6 @@ class Call:
     """message_start has reached the gateway."""
     delivered_tokens: int = 0
     """Output that reached the gateway."""
-    unknown_end: bool = False
     final: TokenCounts | None = None
     """Final usage as it reached the gateway; None when it never came."""
     settled_at: float | None = None
@@ -46,6 +48,8 @@ class Call:
     released: bool = False
     """Upstream refused, or was not reached: nothing may be charged."""
     sliced: bool = False
+    hard: bool = False
+    streamed: bool = True
 
     @property
     def used_tokens(self) -> int:
@@ -93,6 +97,6 @@ class Held:
     @property
     def hidden_tokens(self) -> int:
         """Prompt that nobody could see before the call."""
-        if self.call is None or not self.call.starts:
+        if self.call is None or not self.call.starts or self.call.visible_prompt:
             return 0
         return max(0, self.call.prompt_tokens - self.prompt_bound_tokens)

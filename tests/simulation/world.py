@@ -263,6 +263,12 @@ class World:
             call.output_tokens += int(self.rng.random() * (call.max_output_tokens - call.output_tokens + 1))
             call.live = False
 
+    def is_stalled_by_adversary(self) -> bool:
+        """Between the last byte and the settlement, far past the function's own deadline and the sweep."""
+        stalled = self.scenario.adversarial and self.rng.random() < self.levels.freeze
+        self.seen["stalled_before_settling"] += stalled
+        return stalled
+
     def cost_picousd(self, counts: TokenCounts) -> int:
         return (
             counts.input_tokens * _PRICES.input

@@ -69,7 +69,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterabl
     settings = Settings(
         stage=reader.name("STAGE") or "",
         table_name=reader.text("TABLE_NAME") or "",
-        catalog_name=reader.name("CATALOG") or "default",
+        catalog_name=reader.catalog("CATALOG") or "default",
         default_plan_id=reader.name("DEFAULT_PLAN"),
         cognito_issuer=issuer,
         cognito_jwks_url=reader.safe_url("COGNITO_JWKS_URL", issuer and f"{issuer}/.well-known/jwks.json"),
@@ -112,6 +112,11 @@ class _Reader:
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
             self._wrong[name] = "letters, digits, - and _, at most 64"
         return value
+
+    def catalog(self, name: str) -> str | None:
+        """A shipped catalog's name, or the absolute path of a folder."""
+        value = self.text(name)
+        return value if value and value.startswith("/") else self.name(name)
 
     def names(self, name: str) -> frozenset[str]:
         found = frozenset(part.strip() for part in (self.text(name) or "").split(",") if part.strip())

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from io import TextIOBase
 from pathlib import Path
 from traceback import walk_tb
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from aws_lambda_powertools import Logger
 
@@ -66,30 +67,39 @@ MAX_TEXT_LENGTH: Final = 200
 _PLACES: Final = 4
 
 
+class _Stdout(TextIOBase):
+    """Whatever `sys.stdout` is at the moment: Powertools keeps a service's first stream for the process's life."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 class Telemetry:
     """Writes lines for one function. Its methods never raise for what they are given to write."""
 
-    def __init__(self, *, service: str, stage: str, clock: Clock, stream: IO[str] | None = None) -> None:
+    def __init__(self, *, service: str, stage: str, clock: Clock) -> None:
         """`service`: the function's name. The level comes from POWERTOOLS_LOG_LEVEL, which Powertools reads."""
         self._service = service
-        self._namespace = f"Tollgate/{stage}"
+        self._stage = stage
         self._clock = clock
-        self._stream = stream or sys.stdout
-        self._logger = Logger(service=service, location=None, use_rfc3339=True, utc=True, stage=stage, stream=stream)
+        self._logger = Logger(
+            service=service, location=None, use_rfc3339=True, utc=True, stream=cast("IO[str]", _Stdout())
+        )
 
     def event(self, name: str, **fields: str | int | bool | None) -> None:
         """One outcome, e.g. `request_settled`. A field that is not listed is left out and named in `unlisted`."""
-        self._logger.info(name, extra=_listed(fields))
+        self._logger.info(name, extra={"stage": self._stage} | _listed(fields))
 
     def failure(self, name: str, error: BaseException, **fields: str | int | bool | None) -> None:
         """Something an operator should look at: the error's types, down to its cause, and where it was raised."""
-        named = {"error_type": _types(error), "error_at": _places(error)}
-        self._logger.error(name, extra=_listed(fields) | named)
+        self._logger.error(name, extra={"stage": self._stage} | _listed(fields) | _named(error))
 
     def report(self, name: str, error: Exception) -> None:
         """A failure that was survived, in its own words; `tollgate.domain.sources.Report`."""
-        named = {"error_type": _types(error), "error_at": _places(error), "error": str(error)[:MAX_TEXT_LENGTH]}
-        self._logger.warning(name, extra=named)
+        self._logger.warning(name, extra={"stage": self._stage} | _named(error) | {"error": _short(str(error))})
 
     def measure(self, values: Mapping[str, int], *, plan_id: str | None = None, model: str | None = None) -> None:
         """Metrics in CloudWatch's embedded format: counts, or milliseconds where a name ends so.
@@ -103,23 +113,32 @@ class Telemetry:
             dimensions.append(["service", "plan", "model"])
             members |= {"plan": plan_id, "model": model}
         directive = {
-            "Namespace": self._namespace,
+            "Namespace": f"Tollgate/{self._stage}",
             "Dimensions": dimensions,
             "Metrics": [{"Name": name, "Unit": _unit(name)} for name in values],
         }
         header = {"Timestamp": int(self._clock.now_seconds() * 1000), "CloudWatchMetrics": [directive]}
-        self._stream.write(json.dumps({"_aws": header} | members, separators=(",", ":")) + "\n")
+        sys.stdout.write(json.dumps({"_aws": header} | members, separators=(",", ":")) + "\n")
 
 
 def _listed(fields: Mapping[str, str | int | bool | None]) -> dict[str, object]:
     line: dict[str, object] = {
-        name: value[:MAX_TEXT_LENGTH] if isinstance(value, str) else value
+        name: _short(value) if isinstance(value, str) else value
         for name, value in fields.items()
         if name in FIELDS and value is not None
     }
     if unlisted := sorted(fields.keys() - FIELDS):
         line["unlisted"] = unlisted
     return line
+
+
+def _short(text: str) -> str:
+    """One that any terminal and any log store can hold: short, and ASCII, because a caller may have chosen it."""
+    return text[:MAX_TEXT_LENGTH].encode("ascii", "backslashreplace").decode()
+
+
+def _named(error: BaseException) -> dict[str, object]:
+    return {"error_type": _types(error), "error_at": _places(error)}
 
 
 def _types(error: BaseException) -> str:

@@ -89,6 +89,17 @@ class ClaudeTools:
     counter: TokenCounter
 
 
+@dataclass(frozen=True, slots=True)
+class UsageResetTools:
+    """What functions/usage_reset works with."""
+
+    clock: Clock
+    telemetry: Telemetry
+    catalog: Catalog
+    meters: Meters
+    ledger: Ledger
+
+
 def build_auth() -> AuthTools:
     """Raises ConfigurationError when a setting is missing."""
     settings, clock = load_settings(required=TOKENS_NEED), SystemClock()
@@ -110,6 +121,19 @@ def build_usage() -> UsageTools:
         telemetry=Telemetry(service="usage", stage=settings.stage, clock=clock),
         client_ids=settings.cognito_client_ids,
         accounts=build_accounts(settings, table, clock),
+        meters=meters,
+        ledger=Ledger(meters, clock, SystemIds()),
+    )
+
+
+def build_usage_reset() -> UsageResetTools:
+    """Raises ConfigurationError when a setting is missing."""
+    settings, clock = load_settings(), SystemClock()
+    meters = Meters(build_table(settings, botocore.session.get_session()))
+    return UsageResetTools(
+        clock=clock,
+        telemetry=Telemetry(service="usage_reset", stage=settings.stage, clock=clock),
+        catalog=load_catalog(settings.catalog_name),
         meters=meters,
         ledger=Ledger(meters, clock, SystemIds()),
     )

@@ -124,6 +124,13 @@ def stalls(event: Event, _context: object) -> Result:
     return response.result()
 
 
+def returns_late(event: Event, _context: object) -> Result:
+    with Response(200, {}) as response:
+        response.write("in time")
+        time.sleep(event["pause_seconds"])
+    return response.result()
+
+
 def outlives_deadline(event: Event, _context: object) -> Result:
     """Goes on writing after its time; notes in a file how that ended."""
     with Response(200, {}) as response:

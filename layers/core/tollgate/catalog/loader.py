@@ -75,9 +75,14 @@ class Catalog:
 
 @lru_cache(maxsize=8)
 def load_catalog(name: str) -> Catalog:
-    """The shipped catalog of this name: `default`, or a folder of catalog/examples. Raises CatalogError."""
+    """The catalog called `name`: `default`, a folder of catalog/examples, or the path of a folder of one's own.
+
+    An own folder (absolute path) travels in a layer or in the function. Raises CatalogError.
+    """
     if name == "default":
         return read_catalog(_SHIPPED, name)
+    if name.startswith("/"):
+        return read_catalog(Path(name), Path(name).name)
     examples = {folder.name: folder for folder in (_SHIPPED / "examples").iterdir() if folder.is_dir()}
     if name not in examples:
         known = ", ".join(["default", *sorted(examples)])

@@ -181,16 +181,17 @@ class Settled:
 def charge_for_unknown_end(
     policy: ExpiryPolicy, reservation: Reservation, prompt_tokens: int, bound_tokens: int, delivered_tokens: int
 ) -> tuple[int, int]:
-    """(charged, written off) when upstream never reported the end.
+    """(used, written off) when upstream never reported the end.
 
     `prompt_tokens`: billable prompt as far as known (the bound before message_start). `bound_tokens`: billable prompt
     plus everything max_tokens allowed. `delivered_tokens`: billable output seen to pass. Strict charges all that may
-    have been generated; the others charge what was delivered and show the difference as written off.
+    have been generated; the others charge what was delivered and show the rest of the reservation as written off.
+    What is known to have passed is never less than used, also beyond the reservation.
     """
+    known_tokens = prompt_tokens + delivered_tokens
     if policy is ExpiryPolicy.STRICT:
-        return min(reservation.amount_tokens, bound_tokens), 0
-    charged = min(reservation.amount_tokens, prompt_tokens + delivered_tokens)
-    return charged, reservation.amount_tokens - charged
+        return max(known_tokens, min(reservation.amount_tokens, bound_tokens)), 0
+    return known_tokens, max(0, reservation.amount_tokens - known_tokens)
 
 
 def charge_for_expiry(policy: ExpiryPolicy, reservation: Reservation) -> int:

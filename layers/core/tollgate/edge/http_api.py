@@ -65,8 +65,9 @@ class HttpApi(APIGatewayHttpResolver, Generic[T]):
 
     def caller(self) -> Principal:
         """The verified caller of the current request. Raises AuthenticationError when no authorizer vouches for one."""
-        authorizer = self.current_event.raw_event.get("requestContext", {}).get("authorizer")
-        claims = authorizer.get("jwt", {}).get("claims") if isinstance(authorizer, dict) else None
+        claims: Any = self.current_event.raw_event
+        for name in ("requestContext", "authorizer", "jwt", "claims"):
+            claims = claims.get(name) if isinstance(claims, dict) else None
         if not isinstance(claims, dict):
             raise AuthenticationError(MISSING)
         return principal_of_claims(claims, self.tools.client_ids)

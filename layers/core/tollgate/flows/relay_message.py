@@ -508,18 +508,15 @@ class _Exchange:
         prompt_tokens = self._prompt_tokens
         if prompt_tokens is None:
             prompt_tokens = self._grant.reservation.prompt_bound_tokens
-        charged, written_off = charge_for_unknown_end(
+        used, written_off = charge_for_unknown_end(
             self._admission.account.plan.expiry_policy,
             self._grant.reservation,
             prompt_tokens,
             prompt_tokens + self._weights.billable_output(self._admission.output_tokens),
             self._weights.billable_output(delivered_tokens),
         )
-        # Known use beyond the reservation (a prompt larger than its bound, refused at the top-up) must show somewhere.
-        known_tokens = prompt_tokens + self._weights.billable_output(delivered_tokens)
-        written_off += max(0, known_tokens - self._grant.reservation.amount_tokens)
         usage = replace(reported, entries=_with_output(reported.entries, delivered_tokens))
-        settlement = Settlement(charged, written_off, usage.counts, self._cost_picousd(usage))
+        settlement = Settlement(used, written_off, usage.counts, self._cost_picousd(usage))
         return self._finish(outcome, usage, settlement, estimated=True)
 
     def _finish(self, outcome: RequestOutcome, usage: Usage, settlement: Settlement, *, estimated: bool) -> Relayed:

@@ -1,0 +1,209 @@
+"""`make bench`: what the claude function costs, against the upstream directly, all in one run.
+
+Figures that hold on any machine are counts and ratios; CPU seconds are of this one. Results: bench/results/claude.json.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from bench.function import ROOT, FunctionProcess, Surroundings, surroundings
+from bench.upstream import TEXT
+
+RESULTS = ROOT / "bench" / "results" / "claude.json"
+FORBIDDEN = ("anthropic", "moto", "pydantic", "pynamodb", "stripe")
+WARM_UP = 20
+STREAMS = 60
+SHORT_EVENTS, LONG_EVENTS, PACE_MS = 10, 110, 2
+STARTS = 5
+
+TARGETS = {
+    "start_cpu_seconds": 0.30,
+    "start_rss_mb": 60,
+    "cpu_ms_per_stream": 0.5,
+    "cpu_us_per_paced_event": 60,
+    "writes_before_first_byte": 1,
+    "settlements": 1,
+    "records": 1,
+    "reads_with_warm_cache": 0,
+}
+
+
+def main() -> int:
+    console = Console()
+    with surroundings() as around:
+        results: dict[str, Any] = {
+            "measured_on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python"
+            f" {platform.python_version()}, table on {around.engine}",
+        }
+        with console.status("start: CPU, memory, modules"):
+            results["start"] = _start(around)
+        function = FunctionProcess(around)
+        try:
+            with console.status("streams: CPU inside and outside of database calls"):
+                results["stream"] = _streams(function)
+            with console.status("table: calls and units per request"):
+                results["table"] = _table(around, function)
+            with console.status("time to the first byte, against the upstream directly"):
+                results["first_byte"] = _first_byte(around, function)
+            results["rss_mb_after_load"] = round(function.rss_bytes / 2**20, 1)
+        finally:
+            function.close()
+    results["targets"] = _judge(results)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    _show(console, results)
+    return 0 if all(target["met"] for target in results["targets"].values()) else 1
+
+
+def _start(around: Surroundings) -> dict[str, Any]:
+    """CPU and memory of a process up to its first request for an event; modules by count. Least of several starts."""
+    rows = []
+    for _ in range(STARTS + 1):  # the first one writes the byte code
+        function = FunctionProcess(around, handler="functions.claude.app.handler")
+        rows.append((function.start_cpu_seconds, function.start_rss_bytes))
+        function.close()
+    bare = FunctionProcess(around, handler="bench.bare.handler")
+    bare_cpu = bare.start_cpu_seconds
+    bare.close()
+    without = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX=str(around.byte_code / "never"))
+    modules = _modules(around, without)
+    return {
+        "cpu_seconds": round(min(cpu for cpu, _ in rows[1:]), 3),
+        "cpu_seconds_without_byte_code": round(modules["cpu_seconds"], 3),
+        "cpu_seconds_of_an_empty_function": round(bare_cpu, 3),
+        "rss_mb": round(min(rss for _, rss in rows[1:]) / 2**20, 1),
+        "modules": modules["modules"],
+        "forbidden_modules": modules["forbidden"],
+    }
+
+
+def _modules(around: Surroundings, environment: dict[str, str]) -> dict[str, Any]:
+    code = (
+        "import json, sys, time\n"
+        "import tollgate_runtime.client, functions.claude.app as app\n"
+        "app.url.tools\n"
+        f"found = [name for name in {FORBIDDEN!r} if name in sys.modules]\n"
+        "print(json.dumps({'modules': len(sys.modules), 'forbidden': found, 'cpu_seconds': time.process_time()}))\n"
+    )
+    function = around.environment("127.0.0.1:1")
+    del function["PYTHONPYCACHEPREFIX"]
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, **function}, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return answer
+
+
+def _streams(function: FunctionProcess) -> dict[str, Any]:
+    """CPU per stream and per paced event, from two lengths: the slope is the event, the rest the stream."""
+    for _ in range(WARM_UP):
+        function.stream(SHORT_EVENTS, 0)
+    short = _costs(function, lambda: function.stream(SHORT_EVENTS, PACE_MS))
+    long = _costs(function, lambda: function.stream(LONG_EVENTS, PACE_MS))
+    burst_short = _costs(function, lambda: function.stream(SHORT_EVENTS, 0))
+    burst_long = _costs(function, lambda: function.stream(LONG_EVENTS * 10, 0))
+    per_event = (long["outside_us"] - short["outside_us"]) / (LONG_EVENTS - SHORT_EVENTS)
+    per_burst = (burst_long["outside_us"] - burst_short["outside_us"]) / (LONG_EVENTS * 10 - SHORT_EVENTS)
+    return {
+        "cpu_us_per_paced_event": round(per_event, 1),
+        "cpu_us_per_burst_event": round(per_burst, 2),
+        "cpu_ms_per_stream_outside_database": round((short["outside_us"] - SHORT_EVENTS * per_event) / 1000, 3),
+        "cpu_ms_in_database_calls": round(short["database_us"] / 1000, 3),
+        "database_calls": short["calls"],
+    }
+
+
+def _costs(function: FunctionProcess, once: Callable[[], object]) -> dict[str, float]:
+    """Medians of what the stop-watch in the process said."""
+    before = len(function.costs)
+    for _ in range(STREAMS):
+        once()
+    costs = function.costs[before:]
+    return {
+        "outside_us": statistics.median(cost["total_us"] - cost["database_us"] for cost in costs),
+        "database_us": statistics.median(cost["database_us"] for cost in costs),
+        "calls": statistics.median(cost["calls"] for cost in costs),
+    }
+
+
+def _table(around: Surroundings, function: FunctionProcess) -> dict[str, Any]:
+    """Calls and capacity of ten requests with everything warm."""
+    around.aws.reset()
+    for _ in range(10):
+        function.stream(SHORT_EVENTS, 0)
+    return {
+        "calls_per_request": {name: count / 10 for name, count in sorted(around.aws.calls.items())},
+        "capacity_units_per_request": {name: units / 100 for name, units in sorted(around.aws.units.items())},
+    }
+
+
+def _first_byte(around: Surroundings, function: FunctionProcess) -> dict[str, Any]:
+    """Interleaved: one direct, one through the function; medians."""
+    direct, through = [], []
+    for _ in range(STREAMS):
+        direct.append(_direct(around.upstream_port))
+        through.append(function.stream(SHORT_EVENTS, 0)[0])
+    added = statistics.median(through) - statistics.median(direct)
+    return {
+        "direct_ms": round(statistics.median(direct) * 1000, 2),
+        "through_ms": round(statistics.median(through) * 1000, 2),
+        "added_ms": round(added * 1000, 2),
+    }
+
+
+def _direct(port: int) -> float:
+    body = json.dumps({"messages": [{"content": TEXT.format(events=SHORT_EVENTS, pace_ms=0)}]})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    began = time.monotonic()
+    connection.request("POST", "/v1/messages", body)
+    response = connection.getresponse()
+    response.read1(1)
+    first = time.monotonic() - began
+    response.read()
+    connection.close()
+    return first
+
+
+def _judge(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    calls = results["table"]["calls_per_request"]
+    figures = {
+        "start_cpu_seconds": results["start"]["cpu_seconds"],
+        "start_rss_mb": results["start"]["rss_mb"],
+        "cpu_ms_per_stream": results["stream"]["cpu_ms_per_stream_outside_database"],
+        "cpu_us_per_paced_event": results["stream"]["cpu_us_per_paced_event"],
+        "writes_before_first_byte": calls.get("UpdateItem", 0) - 1,
+        "settlements": calls.get("UpdateItem", 0) - 1,
+        "records": calls.get("PutItem", 0),
+        "reads_with_warm_cache": calls.get("GetItem", 0) + calls.get("Query", 0),
+    }
+    return {
+        name: {"figure": figure, "target": TARGETS[name], "met": figure <= TARGETS[name]}
+        for name, figure in figures.items()
+    }
+
+
+def _show(console: Console, results: dict[str, Any]) -> None:
+    grid = Grid("figure", "measured", "target", "", title=results["measured_on"])
+    for name, target in results["targets"].items():
+        grid.add_row(name, str(target["figure"]), f"<= {target['target']}", "met" if target["met"] else "MISSED")
+    console.print(grid)
+    console.print_json(json.dumps({name: value for name, value in results.items() if name != "targets"}))
+    console.print(f"written to {Path(RESULTS).relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

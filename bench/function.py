@@ -1,0 +1,235 @@
+"""One process of the claude function, as Lambda runs it, for measuring: engine, secrets, a user and its key included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil
+
+from bench.aws import Aws
+from bench.upstream import TEXT
+from dev.engines import find_dynoxide, start_dynoxide, start_ministack
+from dev.processes import Processes
+from dev.provision import TABLE_NAME, ensure_table
+from dev.runtime_api import Chunk, Failed, RuntimeApi
+from dev.template import Template
+from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
+from tollgate.domain.principals import MaxTokensPolicy, Profile
+from tollgate.storage.api_keys import ApiKeys
+from tollgate.storage.table import Table
+from tollgate.storage.users import Users
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (ROOT / "layers" / "core", ROOT / "layers" / "stream_runtime")
+PEPPER = "bench-pepper"
+SECRETS = {"/bench/pepper": PEPPER, "/bench/upstream": "sk-ant-bench"}
+CREDENTIALS = {
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "local",
+    "AWS_SECRET_ACCESS_KEY": "local",
+}
+
+
+@dataclass
+class Surroundings:
+    """What the function talks to."""
+
+    aws: Aws
+    engine: str
+    upstream_port: int
+    api_key: str
+    byte_code: Path
+
+    def environment(self, address: str, *, handler: str = "bench.instrumented.handler") -> dict[str, str]:
+        """The function's variables; byte code comes from a folder of its own, so that nothing is compiled at start."""
+        return {
+            "PATH": os.defpath,
+            "PYTHONPATH": os.pathsep.join(map(str, LAYERS)),
+            "PYTHONPYCACHEPREFIX": str(self.byte_code),
+            "LAMBDA_TASK_ROOT": str(ROOT),
+            "_HANDLER": handler,
+            "AWS_LAMBDA_RUNTIME_API": address,
+            "AWS_LAMBDA_FUNCTION_NAME": "claude",
+            "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+            "AWS_LAMBDA_LOG_GROUP_NAME": "bench",
+            "AWS_LAMBDA_LOG_STREAM_NAME": "bench",
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL_DYNAMODB": self.aws.url,
+            "AWS_ENDPOINT_URL_SSM": self.aws.url,
+            "STAGE": "bench",
+            "CATALOG": str(ROOT / "bench" / "catalog"),
+            "TABLE_NAME": TABLE_NAME,
+            "COGNITO_ISSUER": "https://cognito-idp.us-east-1.amazonaws.com/us-east-1_bench",
+            "COGNITO_CLIENT_IDS": "bench",
+            "ALLOW_TEST_KEYS": "true",
+            "UPSTREAM_BASE_URL": f"http://127.0.0.1:{self.upstream_port}",
+            "UPSTREAM_API_KEY_PARAMETER": "/bench/upstream",
+            "KEY_PEPPER_PARAMETER": "/bench/pepper",
+            "POWERTOOLS_LOG_LEVEL": "INFO",
+        }
+
+
+@contextmanager
+def surroundings() -> Iterator[Surroundings]:
+    """Engine, upstream and a user on the enterprise plan; all of it gone afterwards."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tollgate-bench-")))
+        processes = Processes()
+        stack.callback(processes.stop_all, gently=False)
+        dynoxide = find_dynoxide()
+        if dynoxide is None:
+            engine = start_ministack(processes, folder, folder)
+        else:
+            engine = start_dynoxide(processes, dynoxide, folder, folder)
+        upstream = subprocess.Popen(
+            [sys.executable, "-m", "bench.upstream"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        stack.callback(upstream.wait, 5)
+        stack.callback(upstream.terminate)
+        assert upstream.stdout is not None
+        port = int(upstream.stdout.readline())
+        aws = stack.enter_context(Aws(engine.url, SECRETS))
+        client = boto3.session.Session().client(
+            "dynamodb",
+            endpoint_url=engine.url,
+            region_name="us-east-1",
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        ensure_table(client, Template(ROOT / "template.yaml"))
+        key = _add_user(Table(client, TABLE_NAME))
+        yield Surroundings(aws, engine.name, port, key, folder / "byte-code")
+
+
+def _add_user(table: Table) -> str:
+    now = datetime.now(UTC).replace(microsecond=0)
+    secret = mint_api_key(KeyMode.TEST, os.urandom(32))
+    Users(table).create_profile(Profile("main", "bench", "bench", plan_version=1, anchor_at=now))
+    ApiKeys(table).put_key(
+        ApiKey(
+            id="bench",
+            key_hash=hash_api_key(secret, PEPPER.encode()),
+            tenant_id="main",
+            user_id="bench",
+            mode=KeyMode.TEST,
+            last_four=secret[-4:],
+            created_at=now,
+            name="bench",
+            max_tokens_policy=MaxTokensPolicy.CLAMP,
+            revoked_at=None,
+        )
+    )
+    return secret
+
+
+class FunctionProcess:
+    """One function process behind the Runtime API; `costs` collects what the stop-watch inside it wrote."""
+
+    def __init__(self, around: Surroundings, *, handler: str = "bench.instrumented.handler") -> None:
+        self._around = around
+        self._api = RuntimeApi()
+        environment = around.environment(self._api.address, handler=handler)
+        bootstrap = LAYERS[1] / "tollgate_runtime" / "bootstrap"
+        self._process = subprocess.Popen(
+            [str(bootstrap), sys.executable], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.costs: list[dict[str, int]] = []
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self._api.wait_ready(60)
+        except BaseException:
+            self.close()
+            raise
+        self._stats = psutil.Process(self._process.pid)
+        self.start_cpu_seconds = self.cpu_seconds
+        self.start_rss_bytes = self.rss_bytes
+        self._count = 0
+
+    @property
+    def cpu_seconds(self) -> float:
+        times = self._stats.cpu_times()
+        return float(times.user + times.system)
+
+    @property
+    def rss_bytes(self) -> int:
+        return int(self._stats.memory_info().rss)
+
+    def stream(self, events: int, pace_ms: int) -> tuple[float, bytes]:
+        """(seconds to the first byte, the body) of one streamed message."""
+        text = TEXT.format(events=events, pace_ms=pace_ms)
+        self._count += 1
+        event = message_event(self._around.api_key, text, self._count)
+        began = time.monotonic()
+        first, body = 0.0, bytearray()
+        invocation = self._api.invoke(
+            event, request_id=f"bench-{self._count}", timeout_seconds=120, function_arn="arn:aws:lambda:::function:b"
+        )
+        for part in invocation.parts(120):
+            if isinstance(part, Chunk):
+                first = first or part.received_at - began
+                body += part.data
+            elif isinstance(part, Failed):
+                raise RuntimeError(f"{part.error_type}: {part.message}\n" + "".join(self._lines[-20:]))
+        if b"message_stop" not in body:
+            raise RuntimeError(f"not a whole stream: {bytes(body[:500])!r}\n" + "".join(self._lines[-20:]))
+        while len(self.costs) < self._count and self._reader.is_alive():
+            time.sleep(0.001)
+        return first, bytes(body)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._api.close()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            text = line.decode(errors="replace")
+            self._lines.append(text)
+            if text.startswith('{"bench"'):
+                self.costs.append(json.loads(text)["bench"])
+
+
+def message_event(api_key: str, text: str, number: int) -> bytes:
+    """A function URL event of POST /v1/messages, streamed."""
+    body = {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 1024,
+        "stream": True,
+        "messages": [{"role": "user", "content": text}],
+    }
+    event: dict[str, Any] = {
+        "version": "2.0",
+        "rawPath": "/v1/messages",
+        "rawQueryString": "",
+        "headers": {
+            "x-api-key": api_key,
+            "content-type": "application/json",
+            "anthropic-version": "2023-06-01",
+            "user-agent": "bench",
+        },
+        "requestContext": {"http": {"method": "POST", "path": "/v1/messages"}, "requestId": f"r{number}"},
+        "body": json.dumps(body),
+        "isBase64Encoded": False,
+    }
+    return json.dumps(event).encode()

@@ -1,0 +1,210 @@
+"""The usage reader: whatever the bytes are cut into, it reads the same."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.recorded_streams import (
+    BLOCK,
+    OVERLOADED,
+    PING,
+    STOP,
+    STREAMS,
+    Recorded,
+    ended,
+    event,
+    started,
+    text,
+)
+from tollgate.domain.tokens import TokenCounts
+from tollgate.domain.usage import Usage, UsageEntry
+from tollgate.providers.claude_stream import (
+    MAX_EVENT_BYTES,
+    ErrorReported,
+    MessageStarted,
+    MessageStopped,
+    StreamBroken,
+    StreamEvent,
+    StreamReader,
+    UsageReported,
+    usage_of_message,
+)
+
+LINE_ENDS = {"LF": b"\n", "CRLF": b"\r\n", "CR": b"\r"}
+
+
+def read(*chunks: bytes) -> tuple[StreamReader, list[StreamEvent]]:
+    reader = StreamReader()
+    return reader, [found for chunk in chunks for found in reader.feed(chunk)]
+
+
+def check(recorded: Recorded, reader: StreamReader) -> None:
+    assert reader.usage == recorded.usage
+    assert reader.usage_is_final is recorded.final
+    assert reader.between_events
+
+
+@pytest.mark.parametrize("recorded", STREAMS.values(), ids=STREAMS)
+def test_reads_the_usage_of_each_shape_of_stream(recorded: Recorded) -> None:
+    reader, _ = read(recorded.data)
+    check(recorded, reader)
+    assert reader.delivered_bytes == pytest.approx(recorded.delivered_bytes, abs=24)
+
+
+@pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
+@pytest.mark.parametrize("recorded", STREAMS.values(), ids=STREAMS)
+def test_reads_the_same_when_cut_at_every_byte(recorded: Recorded, line_end: bytes) -> None:
+    data = recorded.data.replace(b"\n", line_end)
+    whole, found = read(data)
+    check(recorded, whole)
+    for position in range(len(data) + 1):
+        reader, parts = read(data[:position], data[position:])
+        check(recorded, reader)
+        assert parts == found
+        assert reader.delivered_bytes == whole.delivered_bytes
+
+
+@pytest.mark.parametrize("line_end", LINE_ENDS.values(), ids=LINE_ENDS)
+@pytest.mark.parametrize("recorded", STREAMS.values(), ids=STREAMS)
+def test_reads_the_same_byte_by_byte(recorded: Recorded, line_end: bytes) -> None:
+    data = recorded.data.replace(b"\n", line_end)
+    reader, _ = read(*(data[at : at + 1] for at in range(len(data))))
+    check(recorded, reader)
+
+
+@given(st.sampled_from(sorted(STREAMS)), st.lists(st.integers(0, 3000)), st.data())
+def test_reads_the_same_however_cut_and_whatever_ends_its_lines(
+    name: str, cuts: list[int], data: st.DataObject
+) -> None:
+    recorded = STREAMS[name]
+    lines = recorded.data.split(b"\n")
+    # Without lone CRs: before an empty line that ends with LF one would read as CRLF, which is another stream.
+    ends = data.draw(st.lists(st.sampled_from([b"\n", b"\r\n"]), min_size=len(lines), max_size=len(lines)))
+    mixed = b"".join(line + end for line, end in zip(lines[:-1], ends, strict=False))
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(mixed)), len(mixed)]
+    reader, _ = read(*(mixed[start:end] for start, end in pairwise(bounds)))
+    check(recorded, reader)
+
+
+def test_reads_past_a_byte_order_mark() -> None:
+    data = b"\xef\xbb\xbf" + STREAMS["text with a ping"].data
+    for position in range(6):
+        reader, _ = read(data[:position], data[position:])
+        check(STREAMS["text with a ping"], reader)
+
+
+def test_tells_what_happened_in_order() -> None:
+    _, found = read(started() + BLOCK + text("x") + ended() + STOP)
+    at_start = Usage((UsageEntry(TokenCounts(10, 1)),), "claude-haiku-4-5", service_tier="standard")
+    at_end = Usage((UsageEntry(TokenCounts(10, 7)),), "claude-haiku-4-5", service_tier="standard")
+    assert found == [MessageStarted(at_start), UsageReported(at_end), MessageStopped()]
+
+
+def test_reports_the_error_that_upstream_sent() -> None:
+    _, found = read(OVERLOADED)
+    assert found == [ErrorReported("overloaded_error")]
+
+
+def test_takes_the_type_for_the_name_when_an_event_has_none() -> None:
+    nameless = started().split(b"\n", 1)[1] + ended().split(b"\n", 1)[1] + STOP.split(b"\n", 1)[1]
+    reader, _ = read(nameless)
+    assert reader.usage_is_final
+    assert reader.usage.counts.output_tokens == 7
+
+
+def test_does_not_take_an_event_for_one_that_the_model_only_writes_about() -> None:
+    lie = "\n\nevent: message_delta\ndata: " + json.dumps({"usage": {"output_tokens": 1}}) + "\n\n"
+    reader, _ = read(started() + text(lie) + ended(output_tokens=99) + STOP)
+    assert reader.usage.counts.output_tokens == 99
+
+
+def test_the_placeholder_at_the_start_is_never_final() -> None:
+    """LiteLLM billed it: https://github.com/BerriAI/litellm/issues/30787"""
+    reader, _ = read(started() + text("x" * 400) + STOP)
+    assert reader.stopped
+    assert not reader.usage_is_final
+    assert reader.reported_output_tokens == 0
+
+
+def test_counts_without_a_reason_to_stop_are_not_final() -> None:
+    reader, _ = read(started() + ended(None, output_tokens=5))
+    assert reader.reported_output_tokens == 5
+    assert not reader.usage_is_final
+
+
+def test_final_counts_stand_even_when_the_stream_is_cut_before_message_stop() -> None:
+    reader, _ = read(started() + ended())
+    assert reader.usage_is_final
+    assert not reader.stopped
+
+
+@pytest.mark.parametrize("size", [MAX_EVENT_BYTES - 1, MAX_EVENT_BYTES])
+def test_an_event_up_to_the_limit_is_waited_for(size: int) -> None:
+    _, found = read(b"data: ".ljust(size, b"x"))
+    assert found == []
+
+
+@pytest.mark.parametrize("chunks", [1, 64])
+def test_a_larger_event_is_a_broken_stream(chunks: int) -> None:
+    data = b"data: ".ljust(MAX_EVENT_BYTES + 1, b"x")
+    step = -(-len(data) // chunks)
+    reader, found = read(*(data[at : at + step] for at in range(0, len(data), step)))
+    assert [type(each) for each in found] == [StreamBroken]
+    assert not reader.between_events
+    assert reader.feed(STOP) == []
+
+
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000, b'{"a":1}{', b"\xff"])
+def test_an_event_of_ours_to_read_that_is_not_json_breaks_the_stream(data: bytes) -> None:
+    _, found = read(b"event: message_delta\ndata: " + data + b"\n\n")
+    assert [type(each) for each in found] == [StreamBroken]
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], "x", {"output_tokens": "9"}, {"output_tokens": True}, {"output_tokens": -1}]
+)
+def test_counts_that_are_none_do_not_become_final(usage: object) -> None:
+    reader, _ = read(started() + event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage) + STOP)
+    assert not reader.usage_is_final
+
+
+def test_knows_whether_an_event_is_half_way() -> None:
+    reader = StreamReader()
+    between = []
+    for part in (b"", PING[:-2], b"\n", b"\n"):
+        reader.feed(part)
+        between.append(reader.between_events)
+    assert between == [True, False, False, True]
+
+
+def test_a_list_of_iterations_that_is_behind_the_totals_does_not_lower_them() -> None:
+    unfinished = [{"type": "message", "input_tokens": 10, "output_tokens": 2}]
+    reader, _ = read(started() + ended(output_tokens=50, iterations=unfinished) + STOP)
+    assert reader.usage.counts == TokenCounts(10, 50)
+
+
+class TestUsageOfMessage:
+    def test_reads_an_answer_that_was_not_streamed(self) -> None:
+        body = {
+            "model": "claude-haiku-4-5",
+            "usage": {
+                "input_tokens": 3,
+                "output_tokens": 4,
+                "cache_creation": {"ephemeral_5m_input_tokens": 5, "ephemeral_1h_input_tokens": 6},
+                "cache_read_input_tokens": 7,
+                "speed": "fast",
+            },
+        }
+        usage = usage_of_message(json.dumps(body).encode())
+        assert usage == Usage((UsageEntry(TokenCounts(3, 4, 5, 6, 7)),), "claude-haiku-4-5", "fast")
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"{", b"[]", b"null", b"{}", b'{"usage":{}}', b'{"usage":[]}', b"[" * 99_999]
+    )
+    def test_knows_when_it_tells_nothing(self, body: bytes) -> None:
+        assert usage_of_message(body) is None
