@@ -11,7 +11,9 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import secrets
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
+
+import uvicorn
 
 from dev import cors
 from dev.authorizer import ForbiddenError, TokenChecker, UnauthorizedError
@@ -49,6 +53,8 @@ BODY_BYTES_READ: Final = 64 * 1024 * 1024
 """Larger uploads are cut off; below, they are read to the end so that the client gets to see the refusal."""
 OUTCOME_SECONDS: Final = 0.15
 """How long a request's line waits for the function's own: that was written first, but comes another way."""
+DRAIN_SECONDS: Final = 3
+"""How long running requests may finish after the server was asked to stop."""
 
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 _BODILESS: Final = {204, 304}
@@ -384,3 +390,26 @@ def _proxy_answer(payload: bytes) -> Answer | None:
     kept = [(name, text) for name, text in headers.items() if name not in _HOP_BY_HOP | {"content-length"}]
     kept += [("set-cookie", str(cookie)) for cookie in value.get("cookies") or ()]
     return Answer(int(value["statusCode"]), kept, data)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: whoever runs it has their own."""
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)
+
+
+def server_for(gateway: Gateway) -> uvicorn.Server:
+    """A server of this application; `serve(sockets=[…])` runs until `should_exit` is set."""
+    # It would report every answer that is broken off on purpose as a crash.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+    config = uvicorn.Config(
+        gateway,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return _Server(config)

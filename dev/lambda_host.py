@@ -163,6 +163,8 @@ class FunctionHost:
             failed = error.failed
         except OSError as error:  # cannot be executed, or took longer than INIT_SECONDS (TimeoutError)
             failed = Failed("Runtime.InvalidEntrypoint", str(error), "init")
+        if failed is not None and not self._closed:
+            self._log(self.function, None, f"did not start: {failed.error_type}: {failed.message}")
         with self._state:
             self._starting -= 1
             alive = worker is not None and failed is None and not worker.exited
@@ -174,8 +176,6 @@ class FunctionHost:
             self._state.notify_all()
         if worker is not None and not keep:
             worker.end()
-        if failed is not None and not self._closed:
-            self._log(self.function, None, f"did not start: {failed.error_type}: {failed.message}")
 
     def _give_back(self, worker: _Worker, *, usable: bool) -> None:
         with self._state:

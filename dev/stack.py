@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import socket
 import threading
@@ -22,8 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-import uvicorn
-
 from dev import banner
 from dev.authorizer import TokenChecker
 from dev.engines import (
@@ -36,7 +33,7 @@ from dev.engines import (
     start_ministack,
 )
 from dev.events import schedule_event
-from dev.gateway import Gateway
+from dev.gateway import DRAIN_SECONDS, Gateway, server_for
 from dev.lambda_host import FunctionHost, Journey
 from dev.processes import Processes
 from dev.provision import (
@@ -59,8 +56,6 @@ from tollgate.catalog.loader import load_catalog
 from tollgate.storage.table import Table
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
-DRAIN_SECONDS: Final = 3
-"""How long running requests may finish after the stack was asked to stop."""
 LOUD_LEVELS: Final = frozenset({"WARNING", "WARN", "ERROR", "CRITICAL", "FATAL"})
 
 
@@ -288,18 +283,7 @@ class Stack:
     async def serve(self, on_ready: Callable[[], None]) -> None:
         """Answers requests until `stop`; stack.json and `on_ready` follow once connections are accepted."""
         gateway = Gateway(self._local, self._hosts, TokenChecker(self._jwks_url()), self._log, self._control)
-        config = uvicorn.Config(
-            gateway,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        )
-        # It would report every answer that is broken off on purpose as a crash.
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
-        server = _Server(config)
+        server = server_for(gateway)
         schedules = [asyncio.create_task(self._run_schedule(schedule)) for schedule in self._local.schedules]
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():
@@ -404,10 +388,3 @@ class Stack:
     def _close_hosts(self) -> None:
         for host in self._hosts.values():
             host.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the stack has its own."""
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._serve(sockets)

@@ -261,7 +261,7 @@ def test_chunks_arrive_while_the_function_still_works(hosting: Hosting) -> None:
 def test_a_failure_in_mid_stream_comes_after_the_chunks(hosting: Hosting) -> None:
     parts = run(hosting.host(STREAMING), fail=True)
     assert isinstance(parts[0], Prelude)
-    assert (failure(parts).kind, failure(parts).error_type) == ("trailers", "ValueError")
+    assert (failure(parts).kind, failure(parts).error_type) == ("trailers", "Function.ValueError")
 
 
 def test_recycling_ends_idle_processes(hosting: Hosting) -> None:

@@ -48,11 +48,3 @@ def test_storing_again_renews_value_and_age_and_takes_no_second_place() -> None:
     cache.put("d", 1, 1040)
     assert cache.get("b", 1040) is None
     assert cache.get("a", 1089) == 2
-
-
-def test_what_is_forgotten_is_gone_and_forgetting_twice_does_no_harm() -> None:
-    cache = a_cache()
-    cache.put("a", 1, 1000)
-    cache.forget("a")
-    cache.forget("a")
-    assert cache.get("a", 1000) is None

@@ -345,10 +345,10 @@ class Oracle:
 
     # ---- refusals
 
-    def judge_refusal(self, process: Process, why: str, is_full: Callable[[float, Item], bool], key: Key) -> None:
+    def judge_refusal(self, process: Process, why: str, is_full: Callable[[Item], bool], key: Key) -> None:
         """A refusal is right if some meter seen in this call was full, and not by reservations long expired.
 
-        `is_full(the process's clock, meter)`. Without any sight the process spoke from memory, which may hold only
+        Without any sight the process spoke from memory, which may hold only
         what the table still says.
         """
         sights: list[tuple[float, Item]] = process.sights
@@ -356,9 +356,13 @@ class Oracle:
         if not sights and now is not None:
             self.seen["refused_from_memory"] += 1
             sights = [(process.readings[-1], now)]
-        if not any(is_full(reading, item) and not self._has_overdue(reading, item) for reading, item in sights):
+        if why == "rate_limited":  # which nobody's expiry can help
+            right = any(self.is_too_early(reading, item) for reading, item in sights)
+        else:
+            right = any(is_full(item) and not self._has_overdue(reading, item) for reading, item in sights)
+        if not right:
             seen = [f"{_summary(item)} at {reading:.3f}" for reading, item in sights[-3:]]
-            self.report("false_reject", f"{process.name} {why}, but saw {seen}")
+            self.report("false_reject", f"{process.name} refused for {why}, but saw {seen}")
 
     def plan_of(self, item: Item) -> Plan:
         return self.plans[item["plan_id"]["S"]]

@@ -285,21 +285,21 @@ class World:
             code = "requests" if "requests are used" in error.public_message else "quota"
         self.seen[f"refused_{code}"] += 1
 
-        def lacks_room(_: float, item: Item) -> bool:
+        def lacks_room(item: Item) -> bool:
             slice_tokens = oracle.plan_of(item).slice_output_tokens
             output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
             least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
             return oracle.room(item) < bound_tokens + self.model.weights.billable_output(least)
 
-        tests: dict[str, Callable[[float, Item], bool]] = {
+        tests: dict[str, Callable[[Item], bool]] = {
             "quota": lacks_room,
-            "requests": lambda _, item: oracle.has_no_request(item),
-            "too_many_streams": lambda _, item: oracle.has_no_slot(item),
-            "rate_limited": oracle.is_too_early,
+            "requests": oracle.has_no_request,
+            "too_many_streams": oracle.has_no_slot,
+            "rate_limited": lambda _: False,
         }
         if code in tests:
             meter = (user_pk(TENANT, user_id(request.user)), f"USAGE#{self._period_id(container)}")
-            oracle.judge_refusal(container.process, f"refused for {code}", tests[code], meter)
+            oracle.judge_refusal(container.process, code, tests[code], meter)
 
     def _period_id(self, container: Container) -> str:
         now = datetime.fromtimestamp(container.process.readings[0], UTC)

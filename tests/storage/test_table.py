@@ -23,7 +23,6 @@ from tollgate.storage.table import (
     hot_path_client,
     plain,
     store_outages,
-    tenant_pk,
     user_pk,
 )
 
@@ -78,7 +77,6 @@ def test_instants_are_stored_in_whole_seconds_of_utc() -> None:
 
 def test_a_users_key_contains_the_tenant() -> None:
     assert user_pk("main", "u1") == "TENANT#main#USER#u1"
-    assert tenant_pk("main") == "TENANT#main"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,3 @@ class AgingCache(Generic[K, V]):
         while len(self._entries) >= self._max_entries:
             self._entries.popitem(last=False)
         self._entries[key] = (now_seconds, value)
-
-    def forget(self, key: K) -> None:
-        self._entries.pop(key, None)

@@ -87,24 +87,24 @@ def passed_down(upstream: Mapping[str, str], request_id: str) -> dict[str, str]:
 def standing_headers(standing: Standing, now_seconds: float) -> dict[str, str]:
     """Rate and quota of the caller: Anthropic's names, the IETF draft's, and the notices that Claude Code reads."""
     plan, meter = standing.account.plan, standing.meter
-    limits = [limit for limit in (_rate(plan, meter, now_seconds), *_quotas(meter, now_seconds)) if limit is not None]
+    allowances = [each for each in (_rate(plan, meter, now_seconds), *_quotas(meter, now_seconds)) if each is not None]
     headers: dict[str, str] = {}
-    for limit in limits:
+    for allowance in allowances:
         # A window comes before the period's quota of the same kind: it is the one that refuses first.
-        prefix = f"anthropic-ratelimit-{limit.kind}-"
+        prefix = f"anthropic-ratelimit-{allowance.kind}-"
         if f"{prefix}limit" not in headers:
-            headers[f"{prefix}limit"] = str(limit.quota)
-            headers[f"{prefix}remaining"] = str(limit.remaining)
-            headers[f"{prefix}reset"] = rfc3339(limit.resets_at(now_seconds))
-    if limits:
-        headers["ratelimit-policy"] = ", ".join(limit.policy for limit in limits)
-        headers["ratelimit"] = ", ".join(f'"{limit.name}";r={limit.remaining};t={limit.seconds}' for limit in limits)
+            headers[f"{prefix}limit"] = str(allowance.quota)
+            headers[f"{prefix}remaining"] = str(allowance.remaining)
+            headers[f"{prefix}reset"] = rfc3339(allowance.resets_at(now_seconds))
+    if allowances:
+        headers["ratelimit-policy"] = ", ".join(each.policy for each in allowances)
+        headers["ratelimit"] = ", ".join(f'"{each.name}";r={each.remaining};t={each.seconds}' for each in allowances)
     return headers | _notice(meter)
 
 
 @dataclass(frozen=True, slots=True)
-class _Limit:
-    """One limit as it stands."""
+class _Allowance:
+    """One rate limit or quota as it stands."""
 
     name: str
     kind: str
@@ -124,7 +124,7 @@ class _Limit:
         return datetime.fromtimestamp(now_seconds + self.seconds, UTC)
 
 
-def _rate(plan: Plan, meter: Meter, now_seconds: float) -> _Limit | None:
+def _rate(plan: Plan, meter: Meter, now_seconds: float) -> _Allowance | None:
     """The short window, read off the GCRA state: how many requests would pass at this instant."""
     if plan.requests_per_minute is None:
         return None
@@ -132,10 +132,10 @@ def _rate(plan: Plan, meter: Meter, now_seconds: float) -> _Limit | None:
     ahead_ms = max(0, meter.rate_tat_ms - int(now_seconds * 1000))
     tolerance_ms = (plan.burst_requests - 1) * interval_ms
     remaining = 0 if ahead_ms > tolerance_ms else (tolerance_ms - ahead_ms) // interval_ms + 1
-    return _Limit("rpm", "requests", plan.requests_per_minute, remaining, ceil(ahead_ms / 1000), 60)
+    return _Allowance("rpm", "requests", plan.requests_per_minute, remaining, ceil(ahead_ms / 1000), 60)
 
 
-def _quotas(meter: Meter, now_seconds: float) -> list[_Limit]:
+def _quotas(meter: Meter, now_seconds: float) -> list[_Allowance]:
     period = meter.key.period
     seconds = max(0, ceil(period.end_at.timestamp() - now_seconds))
     window_seconds = int((period.end_at - period.start_at).total_seconds())
@@ -144,7 +144,7 @@ def _quotas(meter: Meter, now_seconds: float) -> list[_Limit]:
         ("plan-requests", "requests", meter.quota_requests, meter.remaining_requests),
     )
     return [
-        _Limit(name, kind, quota, max(0, remaining), seconds, window_seconds)
+        _Allowance(name, kind, quota, max(0, remaining), seconds, window_seconds)
         for name, kind, quota, remaining in figures
         if quota < UNLIMITED
     ]

@@ -209,6 +209,7 @@ class Ledger:
         except StoreUnavailableError:
             attempt.sent_twice = True
             raise
+        attempt.sent_twice |= written.sent_twice  # before any refusal: the marker may go, and a late duplicate land
         if marker is not None and marker.reservation_id != attempt.reservation.id:
             if marker.body_sha256 != (ask.body_sha256 or ""):
                 raise IdempotencyMismatchError("This idempotency key was used before with another request.")

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from tollgate.domain.errors import (
@@ -42,6 +41,7 @@ from tollgate.providers.claude import (
     UpstreamNotReachedError,
     UpstreamRequest,
     refusal_of,
+    upstream_fault,
 )
 from tollgate.providers.claude_stream import (
     ErrorReported,
@@ -316,7 +316,7 @@ class _Exchange:
             body = self._collect(answer, MAX_ERROR_BYTES)
             refusal = refusal_of(answer.status, body)
         except UpstreamLostError:
-            refusal = refusal_of(HTTPStatus.BAD_GATEWAY, b"")
+            refusal = upstream_fault()
         settled = self._relay.release(self._grant)
         self._relay.journal.event(
             "message_refused_upstream",

@@ -237,10 +237,15 @@ def refusal_of(status: int, body: bytes) -> TollgateError | None:
     if status in (429, 529):
         return UpstreamBusyError("Claude is busy. Try again in a moment.")
     if status >= 500:
-        return UpstreamUnavailableError(
-            "Claude had a fault of its own. Nothing was charged; try again.", error_code="upstream_error"
-        )
+        return upstream_fault()
     return None
+
+
+def upstream_fault() -> TollgateError:
+    """Upstream failed, or refused in a way nobody can read."""
+    return UpstreamUnavailableError(
+        "Claude had a fault of its own. Nothing was charged; try again.", error_code="upstream_error"
+    )
 
 
 def _is_our_cap(body: bytes) -> bool:

@@ -1,7 +1,7 @@
 """The one table: its client, how values are spelled in it, and what an outage of it means.
 
-Only `tollgate.storage` imports this. Keys are built by the entity modules beside it; the two parts that several
-entities share (`tenant_pk`, `user_pk`) are here.
+Only `tollgate.storage` imports this. Keys are built by the entity modules beside it; the part that several
+entities share (`user_pk`) is here.
 """
 
 from __future__ import annotations
@@ -102,10 +102,6 @@ def item_of(error: ClientError) -> dict[str, AttributeValueTypeDef]:
     """The item that made a condition fail (ReturnValuesOnConditionCheckFailure=ALL_OLD); empty when there is none."""
     found: dict[str, AttributeValueTypeDef] = error.response.get("Item", {})  # type: ignore[assignment]
     return found
-
-
-def tenant_pk(tenant_id: str) -> str:
-    return f"TENANT#{tenant_id}"
 
 
 def user_pk(tenant_id: str, user_id: str) -> str:

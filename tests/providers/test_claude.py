@@ -1,0 +1,287 @@
+"""The real upstream client against real sockets: what it sends, what it keeps, and what it knows when things break."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dev.fake_claude import FakeClaude
+from tests.support.clocks import FakeClock
+from tests.support.scripted_http import ScriptedServer, answer
+from tollgate.domain.errors import UpstreamBusyError, UpstreamUnavailableError
+from tollgate.providers.claude import (
+    REUSE_SECONDS,
+    ClaudeApi,
+    UpstreamLostError,
+    UpstreamNotReachedError,
+    UpstreamRequest,
+    refusal_of,
+)
+
+KEY = "sk-ant-ours"
+HEADERS = {"anthropic-version": "2023-06-01", "content-type": "application/json"}
+MODELS = UpstreamRequest("GET", "/v1/models?limit=1", HEADERS)
+
+
+def message(text: str) -> UpstreamRequest:
+    body = '{"model":"claude-haiku-4-5","max_tokens":50,"stream":true,"messages":[{"role":"user","content":"%s"}]}'
+    return UpstreamRequest("POST", "/v1/messages", HEADERS, (body % text).encode())
+
+
+@contextmanager
+def api_for(url: str, key: Callable[[], str] = lambda: KEY) -> Iterator[tuple[ClaudeApi, FakeClock]]:
+    clock = FakeClock()
+    api = ClaudeApi(url, key, clock)
+    yield api, clock
+    api.close()
+
+
+def read_all(api: ClaudeApi, request: UpstreamRequest, timeout_seconds: float = 5) -> bytes:
+    found = api.send(request, timeout_seconds)
+    try:
+        return b"".join(iter(lambda: found.read(timeout_seconds), b""))
+    finally:
+        found.close()
+
+
+def lines_of(request: bytes) -> list[str]:
+    return request.partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+
+
+def raw(data: bytes, *, reset: bool = False) -> Callable[[socket.socket, bytes], None]:
+    def behave(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(data)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    return behave
+
+
+class TestWhatIsSent:
+    def test_the_request_goes_out_as_given_with_our_key_in_place(self) -> None:
+        with ScriptedServer(answer(b"{}")) as server, api_for(server.url + "/prefix") as (api, _):
+            read_all(
+                api, UpstreamRequest("POST", "/v1/messages?beta=true", HEADERS | {"anthropic-beta": "a,b"}, b"{ }")
+            )
+            [request] = server.requests
+        lines = lines_of(request)
+        assert lines[0] == "post /prefix/v1/messages?beta=true http/1.1"
+        assert sorted(lines[1:]) == sorted(
+            [
+                f"host: {server.url[7:]}",
+                "anthropic-version: 2023-06-01",
+                "anthropic-beta: a,b",
+                "content-type: application/json",
+                "accept-encoding: identity",
+                f"x-api-key: {KEY}",
+                "content-length: 3",
+            ]
+        )
+        assert request.endswith(b"\r\n\r\n{ }")
+
+    def test_the_key_is_a_bearer_token_since_the_version_that_made_it_one(self) -> None:
+        with ScriptedServer(answer(b"{}")) as server, api_for(server.url) as (api, _):
+            read_all(api, UpstreamRequest("GET", "/", {"anthropic-version": "2026-10-21"}))
+            lines = lines_of(server.requests[0])
+        assert f"authorization: bearer {KEY}" in lines
+        assert not any(line.startswith("x-api-key") for line in lines)
+
+    def test_a_new_key_is_used_at_once(self) -> None:
+        keys = iter(["one", "two"])
+        with ScriptedServer(answer(b"{}")) as server, api_for(server.url, lambda: next(keys)) as (api, _):
+            read_all(api, MODELS)
+            read_all(api, MODELS)
+            assert ["x-api-key: one" in lines_of(server.requests[0]), "x-api-key: two" in lines_of(server.requests[1])]
+
+    def test_a_redirect_is_an_answer_and_never_followed(self) -> None:
+        with (
+            ScriptedServer(answer(b"")) as elsewhere,
+            ScriptedServer(answer(b"", "307 Temporary Redirect", Location=elsewhere.url)) as server,
+            api_for(server.url) as (api, _),
+        ):
+            found = api.send(MODELS, 5)
+            assert (found.status, found.read(5)) == (307, b"")
+            found.close()
+            assert elsewhere.requests == []
+
+
+class TestWhatComesBack:
+    @pytest.mark.parametrize("chunk_bytes", [1, 7, 65_536])
+    def test_the_stream_is_byte_for_byte_what_was_sent(self, chunk_bytes: int) -> None:
+        with FakeClaude(seed=1) as claude, api_for(claude.url) as (api, _):
+            body = read_all(api, message(f"Hi [[fake chunk_bytes={chunk_bytes}]]"))
+            assert body == bytes(claude.exchanges[-1].sent)
+            assert body.endswith(b'message_stop"}\n\n') or b"message_stop" in body
+
+    def test_bytes_are_passed_on_as_they_come(self) -> None:
+        with FakeClaude(seed=1) as claude, api_for(claude.url) as (api, _):
+            found = api.send(message("Hi [[fake pace_ms=30 tokens=40]]"), 5)
+            began = time.monotonic()
+            found.read(5)
+            assert time.monotonic() - began < 0.1
+            found.close()
+
+    def test_one_connection_serves_many_calls(self) -> None:
+        connections = []
+        with ScriptedServer(lambda connection, request: keep_alive(connection, connections)) as server:
+            with api_for(server.url) as (api, _):
+                for _ in range(3):
+                    assert read_all(api, MODELS) == b"{}"
+        assert len(connections) == 1
+
+
+def keep_alive(connection: socket.socket, connections: list[socket.socket]) -> None:
+    """Answers on one connection until it is closed, as upstreams do."""
+    connections.append(connection)
+    connection.settimeout(5)
+    while True:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        if not connection.recv(65_536):
+            return
+
+
+class TestIdleConnections:
+    @pytest.mark.parametrize(("idle_seconds", "connections"), [(REUSE_SECONDS - 1, 1), (REUSE_SECONDS, 2)])
+    def test_one_that_has_been_idle_too_long_is_not_trusted(self, idle_seconds: int, connections: int) -> None:
+        seen: list[socket.socket] = []
+        with ScriptedServer(lambda connection, _: keep_alive(connection, seen)) as server:
+            with api_for(server.url) as (api, clock):
+                read_all(api, MODELS)
+                clock.advance(idle_seconds)
+                read_all(api, MODELS)
+        assert len(seen) == connections
+
+    def test_one_that_upstream_has_closed_is_replaced_before_anything_is_sent(self) -> None:
+        """`answer` closes after each call without announcing it."""
+        body = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+        with ScriptedServer(raw(body)) as server, api_for(server.url) as (api, _):
+            for _ in range(3):
+                assert read_all(api, MODELS) == b"{}"
+                time.sleep(0.05)
+            assert len(server.requests) == 3
+
+    def test_one_with_an_unread_answer_is_dropped(self) -> None:
+        with FakeClaude(seed=1) as claude, api_for(claude.url) as (api, _):
+            found = api.send(message("Hi [[fake pace_ms=20 tokens=400]]"), 5)
+            found.read(5)
+            found.close()
+            found.close()
+            assert read_all(api, MODELS).startswith(b'{"data"')
+
+
+class TestWhatIsKnownWhenItBreaks:
+    def test_nobody_listening_was_not_reached(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        with api_for(f"http://127.0.0.1:{port}") as (api, _), pytest.raises(UpstreamNotReachedError):
+            api.send(MODELS, 5)
+
+    def test_no_such_host_was_not_reached(self) -> None:
+        with api_for("http://no-such-host.invalid") as (api, _), pytest.raises(UpstreamNotReachedError):
+            api.send(MODELS, 5)
+
+    def test_a_peer_that_does_not_speak_tls_was_not_reached(self) -> None:
+        with ScriptedServer(raw(b"HTTP/1.1 400 No\r\n\r\n")) as server:
+            with api_for(server.url.replace("http:", "https:")) as (api, _), pytest.raises(UpstreamNotReachedError):
+                api.send(MODELS, 5)
+
+    @pytest.mark.parametrize("reset", [True, False])
+    @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: y"])
+    def test_a_request_that_was_sent_and_not_answered_may_have_been_processed(self, data: bytes, reset: bool) -> None:
+        with ScriptedServer(raw(data, reset=reset)) as server, api_for(server.url) as (api, _):
+            with pytest.raises(UpstreamLostError):
+                read_all(api, message("Hi"))
+            assert len(server.requests) == 1
+
+    def test_it_is_never_sent_again_on_another_connection(self) -> None:
+        """Not even when a kept connection breaks: the request may have been processed."""
+        calls = []
+
+        def once(connection: socket.socket, request: bytes) -> None:
+            calls.append(request)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            calls.append(connection.recv(65_536))
+
+        with ScriptedServer(once) as server, api_for(server.url) as (api, _):
+            read_all(api, message("one"))
+            with pytest.raises(UpstreamLostError):
+                read_all(api, message("two"))
+            time.sleep(0.05)
+        assert len(calls) == 2
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n9\r\nc",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\nzz\r\n",
+        ],
+    )
+    def test_a_body_that_ends_early_is_lost_after_what_came(self, data: bytes) -> None:
+        with ScriptedServer(raw(data)) as server, api_for(server.url) as (api, _):
+            found = api.send(MODELS, 5)
+            assert found.read(5) == b"ab"
+            with pytest.raises(UpstreamLostError):
+                while found.read(5):
+                    pass
+
+    def test_a_silent_head_is_lost_after_the_time_given(self) -> None:
+        with FakeClaude(seed=1) as claude, api_for(claude.url) as (api, _):
+            began = time.monotonic()
+            with pytest.raises(UpstreamLostError):
+                api.send(message("Hi [[fake ttft_ms=5000]]"), 0.1)
+            assert time.monotonic() - began < 1
+
+    def test_a_silent_body_is_lost_after_the_time_given(self) -> None:
+        with FakeClaude(seed=1) as claude, api_for(claude.url) as (api, _):
+            found = api.send(message("Hi [[fake stall_after=1]]"), 5)
+            with pytest.raises(UpstreamLostError):
+                while found.read(0.2):
+                    pass
+
+    def test_no_error_quotes_what_upstream_said(self) -> None:
+        with ScriptedServer(raw(b"CANARY\r\n\r\n")) as server, api_for(server.url) as (api, _):
+            with pytest.raises(UpstreamLostError) as caught:
+                read_all(api, message("Hi"))
+        assert "CANARY" not in str(caught.value)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "body", "code"),
+        [
+            (400, b'{"error":{"message":"max_tokens: too large"}}', None),
+            (
+                400,
+                b'{"error":{"message":"You have reached your specified API usage limits. \xe2\x80\xa6"}}',
+                "upstream_unavailable",
+            ),
+            (400, b"not json", None),
+            (400, b"[]", None),
+            (400, b'{"error":"x"}', None),
+            (401, b"", "upstream_unavailable"),
+            (403, b"", "upstream_unavailable"),
+            (404, b"", None),
+            (408, b"", None),
+            (413, b"", None),
+            (302, b"", "upstream_unavailable"),
+            (429, b"", "upstream_busy"),
+            (499, b"", None),
+            (500, b"", "upstream_error"),
+            (504, b"", "upstream_error"),
+            (528, b"", "upstream_error"),
+            (529, b"", "upstream_busy"),
+            (530, b"", "upstream_error"),
+        ],
+    )
+    def test_only_what_is_about_the_callers_own_request_is_for_the_caller(
+        self, status: int, body: bytes, code: str | None
+    ) -> None:
+        refusal = refusal_of(status, body)
+        assert (refusal.error_code if refusal else None) == code
+        assert refusal is None or isinstance(refusal, UpstreamBusyError | UpstreamUnavailableError)
