@@ -52,7 +52,7 @@ def ready(screen: Screen, url: str, users: tuple[DemoUser, ...], catalog: Catalo
 def watching(screen: Screen, *, interactive: bool) -> str:
     """The last line before the request log."""
     keys = "r reset data · m run the scheduled function · q quit" if interactive else "Ctrl-C stops everything"
-    return screen.paint("dim", f"   {keys}")
+    return screen.paint("dim", f"   Watching functions/ and layers/. {keys}")
 
 
 def _user_line(screen: Screen, user: DemoUser) -> str:

@@ -19,22 +19,26 @@ from typing import Any
 Json = dict[str, Any]
 
 MODELS: dict[str, tuple[str, int, int, str]] = {
-    # id: display name, context window, largest max_tokens, release. A dated snapshot resolves to its alias's row.
-    "claude-fable-5-2": ("Claude Fable 5.2", 1_000_000, 128_000, "2026-10-14T00:00:00Z"),
+    # id: display name, context window, largest max_tokens, release (the epoch where it is not known). A dated snapshot
+    # resolves to its alias's row. Newest first, as the real list is.
+    "claude-haiku-5-5": ("Claude Haiku 5.5", 1_000_000, 128_000, "2026-10-07T00:00:00Z"),
+    "claude-sonnet-5-5": ("Claude Sonnet 5.5", 1_000_000, 128_000, "2026-09-28T00:00:00Z"),
     "claude-opus-5-5": ("Claude Opus 5.5", 1_000_000, 128_000, "2026-09-22T00:00:00Z"),
-    "claude-sonnet-5-5": ("Claude Sonnet 5.5", 1_000_000, 128_000, "2026-09-22T00:00:00Z"),
-    "claude-haiku-5-5": ("Claude Haiku 5.5", 200_000, 64_000, "2026-10-14T00:00:00Z"),
-    "claude-fable-5-1": ("Claude Fable 5.1", 1_000_000, 128_000, "2026-08-11T00:00:00Z"),
+    "claude-fable-5-1": ("Claude Fable 5.1", 1_000_000, 128_000, "2026-09-01T00:00:00Z"),
+    "claude-mythos-5-1": ("Claude Mythos 5.1", 1_000_000, 128_000, "2026-09-01T00:00:00Z"),
+    "claude-opus-5": ("Claude Opus 5", 1_000_000, 128_000, "2026-07-24T00:00:00Z"),
+    "claude-sonnet-5": ("Claude Sonnet 5", 1_000_000, 128_000, "2026-06-30T00:00:00Z"),
     "claude-fable-5": ("Claude Fable 5", 1_000_000, 128_000, "2026-06-09T00:00:00Z"),
-    "claude-opus-5": ("Claude Opus 5", 1_000_000, 128_000, "2026-06-09T00:00:00Z"),
-    "claude-sonnet-5": ("Claude Sonnet 5", 1_000_000, 128_000, "2026-06-09T00:00:00Z"),
-    "claude-opus-4-8": ("Claude Opus 4.8", 1_000_000, 128_000, "2026-05-05T00:00:00Z"),
+    "claude-mythos-5": ("Claude Mythos 5", 1_000_000, 128_000, "2026-06-09T00:00:00Z"),
+    "claude-opus-4-8": ("Claude Opus 4.8", 1_000_000, 128_000, "2026-05-28T00:00:00Z"),
     "claude-opus-4-7": ("Claude Opus 4.7", 1_000_000, 128_000, "2026-04-16T00:00:00Z"),
+    "claude-sonnet-4-6": ("Claude Sonnet 4.6", 1_000_000, 128_000, "2026-02-17T00:00:00Z"),
     "claude-opus-4-6": ("Claude Opus 4.6", 1_000_000, 128_000, "2026-02-05T00:00:00Z"),
-    "claude-sonnet-4-6": ("Claude Sonnet 4.6", 1_000_000, 64_000, "2026-02-17T00:00:00Z"),
-    "claude-haiku-4-5": ("Claude Haiku 4.5", 200_000, 64_000, "2025-10-15T00:00:00Z"),
     "claude-opus-4-5": ("Claude Opus 4.5", 200_000, 64_000, "2025-11-24T00:00:00Z"),
+    "claude-haiku-4-5": ("Claude Haiku 4.5", 200_000, 64_000, "2025-10-15T00:00:00Z"),
     "claude-sonnet-4-5": ("Claude Sonnet 4.5", 200_000, 64_000, "2025-09-29T00:00:00Z"),
+    "claude-fable-5-2": ("Claude Fable 5.2", 1_000_000, 128_000, "1970-01-01T00:00:00Z"),
+    "claude-mythos-5-2": ("Claude Mythos 5.2", 1_000_000, 128_000, "1970-01-01T00:00:00Z"),
 }
 """The double's own list. A shipped catalog must name no model that is missing here; tests/dev checks it."""
 

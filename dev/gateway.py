@@ -51,13 +51,14 @@ API_SECONDS_AT_MOST: Final = 30.0
 """An HTTP API gives up on its integration after this time."""
 BODY_BYTES_READ: Final = 64 * 1024 * 1024
 """Larger uploads are cut off; below, they are read to the end so that the client gets to see the refusal."""
-OUTCOME_SECONDS: Final = 0.15
+OUTCOME_SECONDS: Final = 0.3
 """How long a request's line waits for the function's own: that was written first, but comes another way."""
 DRAIN_SECONDS: Final = 3
 """How long running requests may finish after the server was asked to stop."""
 
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 _BODILESS: Final = {204, 304}
+_LOOPBACK: Final = {"127.0.0.1", "localhost"}
 
 
 class BrokenOffError(Exception):
@@ -91,6 +92,7 @@ class Gateway:
         self._log = log
         self._control = control
         self._url_function = template.url_function
+        self._unwritten: set[asyncio.Task[None]] = set()
         self.open_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +108,9 @@ class Gateway:
             await self._serve(exchange, too_large=too_large)
         finally:
             self.open_requests -= 1
-        await asyncio.to_thread(self._finish, exchange)
+        written = asyncio.create_task(self._write_line(exchange))
+        self._unwritten.add(written)  # the loop itself keeps no task alive
+        written.add_done_callback(self._unwritten.discard)
         if exchange.broken_off:
             raise BrokenOffError
 
@@ -185,19 +189,21 @@ class Gateway:
 
     async def _answer_control(self, request: Request) -> Answer:
         # A web page may send simple requests to loopback; a custom header needs a preflight, which nothing here grants.
+        # Under a name that was rebound to loopback it needs none, but then it comes with that name.
         if request.method != "GET" and request.header("x-tollgate-dev") is None:
             return _json_answer(403, {"message": "send the header x-tollgate-dev: 1"})
+        if (request.header("host") or "").rsplit(":", 1)[0] not in _LOOPBACK:
+            return _json_answer(403, {"message": "ask by 127.0.0.1 or localhost"})
         found = await self._control(request.method, request.path.removeprefix("/_dev/"))
         return _json_answer(404, {"message": "Not Found"}) if found is None else _json_answer(200, found)
 
-    def _finish(self, exchange: _Exchange) -> None:
+    async def _write_line(self, exchange: _Exchange) -> None:
         """Writes the request's line, once the function's own line about it has come or is overdue."""
         outcome, journey = exchange.outcome, exchange.journey
         if journey.pid:
             limit = time.monotonic() + OUTCOME_SECONDS
             while not (events := _events(journey)) and time.monotonic() < limit:
-                journey.spoke.wait(OUTCOME_SECONDS / 10)
-                journey.spoke.clear()
+                await asyncio.sleep(0.01)
             outcome.events = events
         self._log.write(outcome)
 

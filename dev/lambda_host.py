@@ -28,6 +28,7 @@ STARTS_AT_ONCE: Final = max(2, os.cpu_count() or 2)
 """More would only slow each other down, and the first to finish serves the next request anyway."""
 WATCH_SECONDS: Final = 2.0
 """A killed process's output ends at once, unless a child of its own still holds it open."""
+JOURNEYS_KEPT: Final = 8
 LAYER_ROOT: Final = "/opt/python/"
 BOOTSTRAP: Final = Path(__file__).with_name("bootstrap.py")
 
@@ -41,10 +42,7 @@ class Journey:
 
     request_id: str
     pid: int = 0
-    cold: bool = False
     lines: list[str] = field(default_factory=list)
-    spoke: threading.Event = field(default_factory=threading.Event)
-    """Set at each line."""
 
 
 class FunctionHost:
@@ -219,8 +217,7 @@ class _Worker:
         self._host = host
         self.generation = host.generation
         self.exited = False
-        self._used = False
-        self._journey: Journey | None = None
+        self._journeys: deque[Journey] = deque(maxlen=JOURNEYS_KEPT)
         self._api = RuntimeApi()
         try:
             self._child = host.start_process(self._api.address)
@@ -247,9 +244,7 @@ class _Worker:
             function_arn=self._host.function.arn,
         )
         journey.pid = self.pid
-        journey.cold = not self._used
-        self._used = True
-        self._journey = journey
+        self._journeys.append(journey)
         return invocation.parts(INIT_SECONDS)
 
     def kill(self) -> None:
@@ -265,11 +260,10 @@ class _Worker:
     def _watch(self) -> None:
         """Reads what the process prints until it ends, then says how it ended."""
         for line in self._child.output:
-            journey = self._journey
             text = line.decode(errors="replace").rstrip("\n")
+            journey = self._journey_of(text)
             if journey is not None:
                 journey.lines.append(text)
-                journey.spoke.set()
             self._host.on_line(journey, text)
         status = self._child.wait()
         self._child.output.close()
@@ -277,6 +271,11 @@ class _Worker:
         self._host.on_exit(self)
         self._api.process_exited(_exit_text(status))
         self._api.close()
+
+    def _journey_of(self, text: str) -> Journey | None:
+        """The invocation that a line names, else the newest: this thread may lag behind the process."""
+        known = list(self._journeys)
+        return next((item for item in known if item.request_id in text), known[-1] if known else None)
 
 
 def lambda_environment(function: Function, overrides: Mapping[str, str], address: str) -> dict[str, str]:

@@ -103,19 +103,19 @@ def require_python(version: str) -> Path:
 # --- Build ----------------------------------------------------------------------------------------------------------
 
 
-def find_sam(root: Path = ROOT) -> Path | None:
+def find_sam() -> Path | None:
     """The SAM command line: the project's own, else the one on PATH."""
-    own = root / ".dev" / "sam" / "bin" / "sam"
+    own = ROOT / ".dev" / "sam" / "bin" / "sam"
     if own.is_file():
         return own
     found = shutil.which("sam")
     return Path(found) if found else None
 
 
-def install_sam(root: Path = ROOT) -> Path:
+def install_sam() -> Path:
     """Puts the pinned aws-sam-cli into `.dev/sam`, an environment of its own: it pins what the project uses newer."""
-    folder = root / ".dev" / "sam"
-    requirements = root / "requirements" / "sam.txt"
+    folder = ROOT / ".dev" / "sam"
+    requirements = ROOT / "requirements" / "sam.txt"
     uv = _find_uv()
     if uv is not None:
         _run([uv, "venv", "--quiet", "--python", sys.executable, folder])
@@ -128,27 +128,27 @@ def install_sam(root: Path = ROOT) -> Path:
     return folder / "bin" / "sam"
 
 
-def build(sam_arguments: Sequence[str], root: Path = ROOT) -> None:
+def build(sam_arguments: Sequence[str], project: Path = ROOT) -> None:
     """`sam build`, then everything that makes its result deployable. Prints what was built and how large it is."""
-    python = require_python(runtime_version(root / "template.yaml"))
-    sam = find_sam(root) or install_sam(root)
+    python = require_python(runtime_version(project / "template.yaml"))
+    sam = find_sam() or install_sam()
     environ = dict(os.environ)
     # sam takes the first python of the runtime's version on PATH.
     environ["PATH"] = os.pathsep.join([str(python.parent), environ.get("PATH", "")])
     environ.setdefault("SAM_CLI_TELEMETRY", "0")
-    _run([sam, "build", *sam_arguments], cwd=root, environ=environ)
-    finish(_build_dir_of(sam_arguments, root), python=python)
+    _run([sam, "build", *sam_arguments], cwd=project, environ=environ)
+    finish(_build_dir_of(sam_arguments, project), python=python)
 
 
-def _build_dir_of(sam_arguments: Sequence[str], root: Path) -> Path:
+def _build_dir_of(sam_arguments: Sequence[str], project: Path) -> Path:
     """Where this `sam build` writes: as given, else as samconfig.toml says for the chosen environment."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--build-dir", "-b")
     parser.add_argument("--config-env", default="default")
     known, _ = parser.parse_known_args(sam_arguments)
-    config = tomllib.loads((root / "samconfig.toml").read_text())
+    config = tomllib.loads((project / "samconfig.toml").read_text())
     configured = config.get(known.config_env, {}).get("build", {}).get("parameters", {}).get("build_dir")
-    return root / (known.build_dir or configured or BUILD_DIR)
+    return project / (known.build_dir or configured or BUILD_DIR)
 
 
 def finish(build_dir: Path, *, python: Path | None = None) -> None:

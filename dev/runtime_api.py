@@ -262,7 +262,9 @@ class RuntimeApi:
     def wait_snapshot(self, timeout_seconds: float) -> None:
         """SnapStart: return when the function has run its before-snapshot hooks and waits to be restored."""
         with self._changed:
-            self._changed.wait_for(lambda: self._snapshot != "none" or self._init_failed, timeout_seconds)
+            self._changed.wait_for(
+                lambda: self._snapshot != "none" or self._init_failed or self._closed, timeout_seconds
+            )
             if self._init_failed is not None:
                 raise RuntimeInitError(self._init_failed)
             if self._snapshot == "none":

@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from dev import banner
 from dev.authorizer import TokenChecker
+from dev.code_watch import CodeWatch
 from dev.engines import (
     ROOT,
     Engine,
@@ -56,6 +57,7 @@ from tollgate.catalog.loader import load_catalog
 from tollgate.storage.table import Table
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
+WATCH_SECONDS: Final = 0.7
 LOUD_LEVELS: Final = frozenset({"WARNING", "WARN", "ERROR", "CRITICAL", "FATAL"})
 
 
@@ -284,7 +286,8 @@ class Stack:
         """Answers requests until `stop`; stack.json and `on_ready` follow once connections are accepted."""
         gateway = Gateway(self._local, self._hosts, TokenChecker(self._jwks_url()), self._log, self._control)
         server = server_for(gateway)
-        schedules = [asyncio.create_task(self._run_schedule(schedule)) for schedule in self._local.schedules]
+        tasks = [asyncio.create_task(self._run_schedule(schedule)) for schedule in self._local.schedules]
+        tasks.append(asyncio.create_task(self._watch_code()))
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -294,7 +297,7 @@ class Stack:
             on_ready()
         while not self.stopping and not serving.done():
             await asyncio.sleep(0.05)
-        for task in schedules:
+        for task in tasks:
             task.cancel()
         if gateway.open_requests:
             self._screen.line(f" {gateway.open_requests} requests are running: waiting {DRAIN_SECONDS} s for them")
@@ -358,6 +361,24 @@ class Stack:
             while datetime.now(UTC) < due:
                 await asyncio.sleep(min(30.0, max(0.05, (due - datetime.now(UTC)).total_seconds())))
             await asyncio.to_thread(self.run_now, schedule)
+
+    async def _watch_code(self) -> None:
+        watch = CodeWatch(ROOT / "functions", ROOT / "layers")
+        template = CodeWatch(ROOT / "template.yaml")
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if await asyncio.to_thread(template.changed):
+                self._screen.line(self._screen.paint("yellow", "   template.yaml changed: start again to use it"))
+            if changed := await asyncio.to_thread(watch.changed):
+                await asyncio.to_thread(self._reload, changed)
+
+    def _reload(self, changed: list[Path]) -> None:
+        """New processes from now on; running requests end with the code they began with."""
+        for host in self._hosts.values():
+            host.recycle()
+        names = ", ".join(path.name for path in changed[:3]) + (" …" if len(changed) > 3 else "")
+        self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {names} changed: functions start anew")
+        self._prewarm()
 
     def _on_line(self, function: Function, journey: Journey | None, text: str) -> None:
         """Keeps every line in a file; shows those that somebody should see."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tollgate.catalog.loader import CatalogError, load_catalog, read_catalog
-from tollgate.domain.plans import ExpiryPolicy, PeriodKind, QuotaKind
+from tollgate.domain.plans import UNLIMITED, ExpiryPolicy, PeriodKind, QuotaKind
 
 PLANS = """
 default_plan = "small"
@@ -100,6 +100,32 @@ def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
 
     assert plan.quota_requests is plan.requests_per_minute is plan.max_output_tokens is plan.slice_output_tokens is None
     assert (plan.overage_cap_tokens, plan.burst_requests, plan.upgrade_message) == (0, 0, "")
+
+
+def test_the_smallest_plan_there_can_be_is_one(tmp_path: Path) -> None:
+    plans = PLANS
+    for key, least in [
+        ("quota_tokens = 2_000", "quota_tokens = 1\nquota_requests = 1"),
+        ("overage_cap_tokens = 500", "overage_cap_tokens = 0"),
+        ("1k_tokens = 20_000", "1k_tokens = 0"),
+        ("per_minute = 60", "per_minute = 1"),
+        ("burst_requests = 10", "burst_requests = 1"),
+        ("reservations = 4", "reservations = 1"),
+        ("max_output_tokens = 8_000", "max_output_tokens = 1"),
+        ("slice_output_tokens = 4_000", "slice_output_tokens = 1"),
+    ]:
+        plans = changed(plans, key, least)
+
+    plan = read_catalog(write(tmp_path, plans), "mine").plan("large")
+
+    assert (plan.quota_tokens, plan.quota_requests, plan.overage_cap_tokens) == (1, 1, 0)
+    assert plan.slice_output_tokens == plan.max_output_tokens == 1, "a slice may be the whole"
+
+
+def test_the_largest_quota_there_can_be_is_one_nobody_reaches(tmp_path: Path) -> None:
+    plans = changed(PLANS, "tokens = 1_000", "tokens = 1_000_000_000_000_000")
+
+    assert read_catalog(write(tmp_path, plans), "mine").plan("small").quota_tokens == UNLIMITED
 
 
 def test_all_models_are_allowed_only_by_saying_so(tmp_path: Path) -> None:

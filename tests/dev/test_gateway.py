@@ -128,7 +128,7 @@ class Running:
 class _KeySet(BaseHTTPRequestHandler):
     pool = UserPool(ISSUER)
 
-    def do_GET(self) -> None:  # noqa: N802  the base class's name
+    def do_GET(self) -> None:
         body = self.pool.key_set()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -320,6 +320,7 @@ def test_the_stacks_own_paths_need_a_header_that_no_web_page_can_send(running: R
     assert running.call("GET", "/_dev/unknown")[0] == 404
     assert running.call("POST", "/_dev/known")[0] == 403
     assert running.call("POST", "/_dev/known", x_tollgate_dev="1")[0] == 200
+    assert running.call("POST", "/_dev/known", x_tollgate_dev="1", host="rebound.example")[0] == 403
 
 
 def test_each_request_leaves_one_line(running: Running) -> None:

@@ -99,6 +99,17 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
             assert re.search(rf"^\s*(async )?def {name}\(", source, re.MULTILINE), f"{name_of(page)}: {path}::{name}"
 
 
+def test_the_listed_invariants_are_those_the_simulator_checks() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    section = page.split("## What the simulator checks")[1].split("\n## ")[0]
+    listed = {
+        name for row in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "simulation").glob("*.py"))
+
+    assert listed == set(re.findall(r"\.report\(\s*\"(\w+)\"", sources))
+
+
 def test_python_in_the_readme_is_python() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

@@ -215,6 +215,25 @@ def test_no_model_costs_or_counts_more_than_the_dearest(
         assert cheaper <= dearer
 
 
+def test_the_dearest_has_the_smallest_discount_and_the_largest_surcharge() -> None:
+    plain = replace(MODEL, prices=(replace(ROW, batch_permille=900, us_only_permille=1000),))
+    counts = TokenCounts(input_tokens=1_000)
+    price = 1_000 * SMALL.input
+
+    dearest = dearest_model((MODEL, plain))
+
+    assert cost_picousd(dearest, counts, NOON, service_tier="batch") == price * 9 // 10
+    assert cost_picousd(dearest, counts, NOON, inference_geo="us") == price * 11 // 10
+
+
+def test_the_dearest_takes_whatever_any_model_takes() -> None:
+    small = replace(MODEL, context_tokens=200_000, max_output_tokens=64_000)
+
+    dearest = dearest_model((small, MODEL))
+
+    assert (dearest.context_tokens, dearest.max_output_tokens) == (1_000_000, 128_000)
+
+
 def test_the_dearest_of_one_model_costs_what_it_costs() -> None:
     some = TokenCounts(1_000, 1_000, 1_000, 1_000, 1_000)
 

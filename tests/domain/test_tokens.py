@@ -76,6 +76,16 @@ def test_bounds_hold_for_any_split_of_a_prompt_into_kinds(some_weights: TokenWei
     assert some_weights.billable_tokens(some) <= reserved
 
 
+@given(weights, amounts)
+def test_the_bound_is_reached_by_the_dearest_kind(some_weights: TokenWeights, prompt_tokens: int) -> None:
+    """So it reserves no more than it must."""
+    kinds = ["input", "cache_write_5m", "cache_write_1h", "cache_read"]
+    dearest = max(kinds, key=lambda kind: getattr(some_weights, kind))
+    worst = TokenCounts(**{f"{dearest}_tokens": prompt_tokens})
+
+    assert some_weights.billable_prompt_bound(prompt_tokens) == some_weights.billable_tokens(worst)
+
+
 @given(weights, amounts, amounts)
 def test_a_longer_prompt_never_has_a_smaller_bound(some_weights: TokenWeights, one: int, more: int) -> None:
     assert some_weights.billable_prompt_bound(one) <= some_weights.billable_prompt_bound(one + more)

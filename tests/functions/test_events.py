@@ -5,12 +5,15 @@ The function gets the template's own environment, a table made from the template
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import botocore.handlers
@@ -55,13 +58,14 @@ CASES = {
     "claude-key": Case(200),
     "claude-messages": Case(200, has=('"type"', '"usage"', '"stop_reason"')),
     "claude-messages-bad-json": Case(400, "invalid_json"),
+    "claude-messages-model-not-in-plan": Case(400, "model_not_in_plan"),
     "claude-messages-no-auth": Case(401, "invalid_credentials"),
     "claude-messages-stream": Case(200, has=("event: message_start", "event: message_stop")),
     "claude-messages-unknown-key": Case(401, "invalid_credentials"),
     "claude-messages-unknown-model": Case(404, "model_not_found"),
-    "claude-model": Case(200, has=('"claude-sonnet-4-5"',)),
+    "claude-model": Case(200, has=('"claude-haiku-4-5"',)),
     "claude-model-unknown": Case(404, "model_not_found"),
-    "claude-models": Case(200, has=('"has_more"', '"claude-sonnet-4-5"')),
+    "claude-models": Case(200, has=('"has_more"', '"claude-haiku-4-5"')),
     "claude-simple-stream": Case(200, has=("event: message_stop", "event: usage")),
     "claude-unknown-route": Case(404, "not_found"),
     "claude-wrong-method": Case(405, "method_not_allowed"),
@@ -107,10 +111,22 @@ def _rights_needed(service: str, operation: str, arguments: dict[str, Any]) -> I
         yield f"{service}:{operation}", f"<Table.Arn>{index}"
 
 
+@pytest.fixture(scope="module")
+def claude() -> Iterator[FakeClaude]:
+    with FakeClaude(seed=1) as server:
+        yield server
+
+
+@cache
+def own_session() -> botocore.session.Session:
+    """Shared by the tests' own clients: reading AWS's service descriptions takes longer than a test."""
+    return botocore.session.get_session()
+
+
 @pytest.fixture
-def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Deployment]]:
+def deploy(monkeypatch: pytest.MonkeyPatch, claude: FakeClaude) -> Iterator[Callable[[str], Deployment]]:
     """Deploys a function: its environment, its table, its secrets, a fresh container."""
-    with mock_aws(), FakeClaude(seed=1) as claude:
+    with mock_aws():
 
         def deploy_function(name: str) -> Deployment:
             environ = environment_of(name, TEMPLATE)
@@ -119,19 +135,31 @@ def deploy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Deployme
             environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
             for variable, value in environ.items():
                 monkeypatch.setenv(variable, value)
-            for module in [module for module in sys.modules if module.startswith("functions.")]:
-                monkeypatch.delitem(sys.modules, module)
+            _end_container()
             deployment = Deployment(name, _prepare(environ))
             hooks = [*botocore.handlers.BUILTIN_HANDLERS, ("before-call", deployment.note)]
             monkeypatch.setattr(botocore.handlers, "BUILTIN_HANDLERS", hooks)
             return deployment
 
         yield deploy_function
+        _end_container()
+
+
+def _end_container() -> None:
+    """A container ends without a word, its idle connection to upstream with it: here the socket is collected."""
+    loaded = [module for module in sys.modules if module.startswith("functions.")]
+    for module in loaded:
+        del sys.modules[module]
+    if "functions.claude.app" not in loaded:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def _prepare(environ: dict[str, str]) -> str:
     """Makes the table, the secrets and one user's API key; the key."""
-    session = botocore.session.get_session()
+    session = own_session()
     client = hot_path_client("us-east-1", session=session)
     client.create_table(**table_definition(TEMPLATE))
     ssm = cast("SSMClient", session.create_client("ssm", region_name="us-east-1"))

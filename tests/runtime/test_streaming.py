@@ -173,7 +173,7 @@ def test_a_raise_midway_is_told_in_the_trailers(start_function: StartFunction) -
     assert document["errorMessage"] == "the rest is lost"
     assert document["errorType"] == "ArithmeticError"
     assert document["requestId"] == "request-1"
-    assert "_fail" in document["stackTrace"][-1]
+    assert "_innermost" in document["stackTrace"][-1]
     assert "ArithmeticError: the rest is lost" in function.output
 
 
@@ -191,7 +191,16 @@ def test_trailers_stay_within_what_lambda_reads(start_function: StartFunction, m
     assert answer.failed is not None
     assert answer.failed.message.startswith(message[:4])
     assert len(base64.b64encode(answer.failed.payload)) < MAX_TRAILER_BYTES - 200
-    assert "_fail" in json.loads(answer.failed.payload)["stackTrace"][-1]
+    assert "_innermost" in json.loads(answer.failed.payload)["stackTrace"][-1]
+
+
+def test_trailers_keep_the_innermost_frames_that_fit(start_function: StartFunction) -> None:
+    answer = start_function("handlers.raises_midway_in_long_files").answer({})
+    assert answer.failed is not None
+    assert (answer.failed.kind, answer.failed.message) == ("trailers", "far down")
+    frames = json.loads(answer.failed.payload)["stackTrace"]
+    assert "_innermost" in frames[-1]
+    assert 2 <= len(frames) < 10
 
 
 def test_writing_after_the_end_raises(start_function: StartFunction) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,19 +113,38 @@ class ClaudeFunction:
         sent = JSON_HEADERS | dict(headers or {})
         if key is not None:
             sent["x-api-key"] = key or self.key
+        text = base64.b64encode(data).decode() if data else None
+        return self._invoke(method, path, text, sent, encoded=bool(data), query=query, seconds=seconds)
+
+    def invoke(self, method: str, path: str, text: str, *, encoded: bool) -> Answer:
+        """Invoke with a body in the event as given."""
+        return self._invoke(method, path, text, JSON_HEADERS | {"x-api-key": self.key}, encoded=encoded)
+
+    def _invoke(
+        self,
+        method: str,
+        path: str,
+        text: str | None,
+        headers: Mapping[str, str],
+        *,
+        encoded: bool,
+        query: str = "",
+        seconds: float = 600,
+    ) -> Answer:
         event = {
             "version": "2.0",
             "rawPath": path,
             "rawQueryString": query,
-            "headers": sent,
+            "headers": headers,
             "requestContext": {"http": {"method": method, "path": path}, "requestId": "r"},
-            "body": base64.b64encode(data).decode() if data else None,
-            "isBase64Encoded": bool(data),
+            "body": text,
+            "isBase64Encoded": encoded,
         }
-        answer = app.handler(event, LambdaContext("claude", f"req-{next(self._numbers):04d}", int(seconds * 1000)))
+        context = LambdaContext("claude", f"req-{next(self._numbers):04d}", int(seconds * 1000))
+        answer = app.handler(event, context)
         assert answer is not None
-        text = answer["body"]
-        content = base64.b64decode(text) if answer["isBase64Encoded"] else text.encode()
+        body = answer["body"]
+        content = base64.b64decode(body) if answer["isBase64Encoded"] else body.encode()
         return Answer(answer["statusCode"], answer["headers"], content)
 
     def message(self, text: str = "Hello", **changes: Any) -> dict[str, Any]:  # noqa: ANN401  any JSON
@@ -182,8 +200,3 @@ def claude_function(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClaudeFunction]
             tools = app.url.__dict__.pop("tools", None)
             if tools is not None:
                 tools.relay.upstream.close()
-
-
-def settled(seconds: float = 0.05) -> None:
-    """Give the fake's thread a moment to note how an exchange ended."""
-    time.sleep(seconds)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,16 @@ class RunningStack:
 
 
 @contextlib.contextmanager
-def running_stack(base_dir: Path, *arguments: str, script: str = "") -> Iterator[RunningStack]:
+def running_stack(
+    base_dir: Path, *arguments: str, script: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[RunningStack]:
     """A stack with its own state in `base_dir`, stopped by SIGTERM at the end.
 
-    `script`: the fake Claude's default behaviour (at full speed unless it says otherwise).
+    `script`: the fake Claude's default behaviour (at full speed unless it says otherwise). `environment`: variables
+    given to the stack besides the test's own.
     """
-    process, begun_at = launch_stack(base_dir, *arguments, script=script), time.monotonic()
+    begun_at = time.monotonic()
+    process = launch_stack(base_dir, *arguments, script=script, environment=environment)
     try:
         description = wait_for_stack(process, base_dir)
         yield RunningStack(process, base_dir, description, time.monotonic() - begun_at)
@@ -133,19 +137,26 @@ def running_stack(base_dir: Path, *arguments: str, script: str = "") -> Iterator
             process.wait()
 
 
-def launch_stack(base_dir: Path, *arguments: str, script: str = "") -> subprocess.Popen[bytes]:
-    """Starts `python -m dev` without waiting for it."""
+def launch_stack(
+    base_dir: Path,
+    *arguments: str,
+    script: str = "",
+    environment: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    """Starts `python -m dev` without waiting for it. `before`: a command that runs it as its arguments."""
     base_dir.mkdir(parents=True, exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    command = [sys.executable, "-m", "dev", "--state-dir", str(base_dir), "--fake-claude", script]
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    command = [*before, sys.executable, "-m", "dev", "--state-dir", str(base_dir), "--fake-claude", script]
     if "--port" not in arguments:
         command += ["--port", "0"]
     with (base_dir / "output.txt").open("wb") as output:
         return subprocess.Popen(
             [*command, *arguments],
             cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
+            env={**inherited, **(environment or {})},
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

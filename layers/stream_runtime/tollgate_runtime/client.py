@@ -126,12 +126,11 @@ class StreamingRuntimeClient(LambdaRuntimeClient):  # type: ignore[misc]  # awsl
     _sink: StreamingSink | None = None
 
     def wait_next_invocation(self) -> Any:  # noqa: ANN401  # awslambdaric's InvocationRequest, untyped
-        invocation.sink = self._sink = None
         request = super().wait_next_invocation()
         # `sam local` shows a streamed answer raw, prelude and all (aws-sam-cli#9028): it gets the proxy response.
-        if os.environ.get("AWS_SAM_LOCAL") != "true":
-            sink = StreamingSink(self.lambda_runtime_address, request.invoke_id, request.invocation_id)
-            invocation.sink = self._sink = sink
+        is_sam_local = os.environ.get("AWS_SAM_LOCAL") == "true"
+        sink = StreamingSink(self.lambda_runtime_address, request.invoke_id, request.invocation_id)
+        invocation.sink = self._sink = None if is_sam_local else sink
         return request
 
     def post_invocation_result(self, invoke_id: str, result_data: Any, *rest: Any) -> None:  # noqa: ANN401

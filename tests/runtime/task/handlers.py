@@ -103,7 +103,23 @@ def raises_midway(event: Event, _context: object) -> Result:
 def _fail(depth: int, message: str) -> None:
     if depth:
         _fail(depth - 1, message)
+    _innermost(message)
+
+
+def _innermost(message: str) -> None:
     raise ArithmeticError(message)
+
+
+def raises_midway_in_long_files(_event: Event, _context: object) -> Result:
+    """Raises under twenty frames, each in a file whose name has 600 characters."""
+    scope: dict[str, Any] = {"f0": lambda: _innermost("far down")}
+    for number in range(1, 21):
+        source = f"def f{number}():\n    f{number - 1}()\n"
+        exec(compile(source, f"{number}-" + "long/" * 120, "exec"), scope)
+    with Response(200, {}) as response:
+        response.write("a")
+        scope["f20"]()
+    return response.result()
 
 
 def dies_before(_event: Event, _context: object) -> Result:

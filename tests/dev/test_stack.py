@@ -1,0 +1,233 @@
+"""`python -m dev` as a whole: it starts, streams a metered answer, keeps its state, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.stack import ROOT, RunningStack, launch_stack, running_stack, wait_for_stack
+
+pytestmark = pytest.mark.stack
+
+MODEL = "claude-haiku-5-5"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("stack"), script="pace_ms=2") as running:
+        yield running
+
+
+def ask(stack: RunningStack, key: str, text: str = "Hello", **more: object) -> list[bytes]:
+    """One streamed message; its parts as they came."""
+    body = {"model": MODEL, "max_tokens": 64, "stream": True, "messages": [{"role": "user", "content": text}], **more}
+    headers = {"x-api-key": key, "anthropic-version": "2023-06-01", "content-type": "application/json"}
+    request = urllib.request.Request(f"{stack.gateway_url}/v1/messages", json.dumps(body).encode(), headers)
+    parts = []
+    with urllib.request.urlopen(request, timeout=20) as response:
+        while part := response.read1():
+            parts.append(part)
+    return parts
+
+
+def get(stack: RunningStack, path: str, token: str | None = None) -> tuple[int, Any]:
+    headers = {} if token is None else {"authorization": f"Bearer {token}"}
+    request = urllib.request.Request(stack.gateway_url + path, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def family(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def all_gone(processes: list[psutil.Process], seconds: float) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_description_has_what_the_design_promises(stack: RunningStack) -> None:
+    assert set(stack.description) == {
+        "pid", "gateway_url", "demo", "near_quota", "cognito", "dynamodb", "fake_claude_url", "fake_stripe_url",
+    }  # fmt: skip
+    assert stack.description["pid"] == stack.process.pid
+    assert set(stack.description["demo"]) == {"email", "password", "api_key"}
+    assert set(stack.description["cognito"]) == {"issuer", "jwks_url", "client_id"}
+
+
+def test_the_demo_key_streams_what_upstream_sent_and_is_metered(stack: RunningStack) -> None:
+    parts = ask(stack, stack.demo_key)
+    assert len(parts) > 5
+    body = b"".join(parts)
+    assert body == stack.sent_by_claude(stack.exchanges()[-1]["request_id"])
+    assert body.endswith(b'data: {"type":"message_stop"}\n\n')
+    assert line_about(stack, "POST /v1/messages", "demo", "in 9 out")
+
+
+def line_about(stack: RunningStack, *words: str) -> bool:
+    """Whether a line of the request log with all these words comes."""
+    limit = time.monotonic() + 5
+    while time.monotonic() < limit:
+        if any(all(word in line for word in words) for line in stack.output().splitlines()):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_upstream_key_and_not_the_callers_goes_up(stack: RunningStack) -> None:
+    ask(stack, stack.demo_key)
+    headers = stack.exchanges()[-1]["headers"]
+    assert headers["x-api-key"].startswith("sk-ant-fake-")
+    assert stack.demo_key not in json.dumps(headers)
+
+
+def test_the_near_quota_user_has_little_left(stack: RunningStack) -> None:
+    status, usage = get(stack, "/usage/current", stack.access_token("near_quota"))
+    assert status == 200
+    assert "99400" in json.dumps(usage) or "99,400" in json.dumps(usage)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        ask(stack, stack.near_quota_key, "word " * 1000)
+    with caught.value as refused:
+        assert (refused.code, json.loads(refused.read())["error"]["type"]) == (429, "billing_error")
+        assert refused.headers["x-should-retry"] == "false"
+
+
+def test_the_password_signs_in_and_the_token_opens_the_api(stack: RunningStack) -> None:
+    status, me = get(stack, "/auth/me", stack.access_token())
+    assert status == 200
+    assert me["user"]["email"] == "demo@example.com"
+    assert get(stack, "/auth/me")[0] == 401
+
+
+def test_the_banner_shows_links_keys_and_lines_to_paste(stack: RunningStack) -> None:
+    printed = stack.output()
+    for words in (stack.gateway_url, stack.demo_key, stack.near_quota_key, "curl -N ", "Python ", "Claude Code "):
+        assert words in printed
+
+
+def test_the_pasted_line_streams(stack: RunningStack) -> None:
+    printed = stack.output()
+    line = printed[printed.index("curl -N ") : printed.index("   Python ")]
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20, check=True)
+    assert "event: message_stop" in done.stdout
+
+
+def test_the_scheduled_function_runs_when_asked(stack: RunningStack) -> None:
+    [run] = stack.run_schedules()
+    assert "error" not in run
+    assert line_about(stack, "SCHEDULE usage_reset")
+
+
+def test_a_reset_brings_the_demo_data_back_with_the_same_keys(stack: RunningStack) -> None:
+    ask(stack, stack.demo_key)
+    stack.reset()
+    _, usage = get(stack, "/usage/current", stack.access_token("near_quota"))
+    assert "99400" in json.dumps(usage)
+    ask(stack, stack.demo_key)
+
+
+def test_a_second_start_in_the_same_folder_says_who_is_there(stack: RunningStack) -> None:
+    done = start_again(stack.base_dir, "--port", "0")
+    assert done.returncode == 1
+    assert f"runs at {stack.gateway_url} (pid {stack.process.pid})" in done.stdout
+
+
+def test_a_port_held_by_another_stack_is_explained(stack: RunningStack, tmp_path: Path) -> None:
+    done = start_again(tmp_path, "--port", stack.gateway_url.rsplit(":", 1)[1])
+    assert done.returncode == 1
+    assert "taken by the stack of another checkout" in done.stdout
+    assert "PORT=0" in done.stdout
+
+
+def test_a_port_held_by_another_program_is_explained(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = start_again(tmp_path, "--port", str(other.getsockname()[1]))
+    assert done.returncode == 1
+    assert "lsof -i :" in done.stdout
+
+
+def start_again(base_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dev", "--state-dir", str(base_dir), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_sigterm_leaves_nothing_running_and_a_restart_knows_the_key(tmp_path: Path) -> None:
+    with running_stack(tmp_path) as first:
+        ask(first, first.demo_key)
+        everybody = family(first.process.pid)
+        assert len(everybody) >= 4
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(10) == 0
+        assert all_gone(everybody, 1)
+        assert not (tmp_path / "stack.json").exists()
+    with running_stack(tmp_path) as second:
+        assert second.demo_key == first.demo_key
+        assert second.description["cognito"]["issuer"] == first.description["cognito"]["issuer"]
+        _, usage = get(second, "/usage/current", second.access_token())
+        assert '"remaining": 2000000' not in json.dumps(usage)
+        ask(second, second.demo_key)
+
+
+def test_a_killed_stack_leaves_nothing_running(tmp_path: Path) -> None:
+    process = launch_stack(tmp_path)
+    wait_for_stack(process, tmp_path)
+    everybody = family(process.pid)
+    process.kill()
+    process.wait()
+    assert all_gone(everybody[1:], 8)
+
+
+def test_an_interrupt_while_it_starts_leaves_nothing_running(tmp_path: Path) -> None:
+    process = launch_stack(tmp_path)
+    limit = time.monotonic() + 20
+    while len(everybody := family(process.pid)) < 4 and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 0
+    assert all_gone(everybody, 1)
+
+
+def test_another_upstream_is_used_when_one_is_given(tmp_path: Path, stack: RunningStack) -> None:
+    """ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY point the gateway elsewhere; here at the other stack's fake Claude."""
+    key = stack.exchanges()[-1]["headers"]["x-api-key"]
+    upstream = {"ANTHROPIC_BASE_URL": stack.fake_claude_url, "ANTHROPIC_API_KEY": key}
+    with running_stack(tmp_path, environment=upstream) as other:
+        assert other.description["fake_claude_url"] is None
+        before = len(stack.exchanges())
+        ask(other, other.demo_key)
+        assert len(stack.exchanges()) == before + 1
+
+
+def test_single_keys_work_on_a_terminal(tmp_path: Path) -> None:
+    on_a_terminal = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]))"]
+    process = launch_stack(tmp_path, before=on_a_terminal, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    try:
+        description = wait_for_stack(process, tmp_path)
+        stack = RunningStack(process, tmp_path, description, 0.0)
+        everybody = family(description["pid"])
+        for key, words in ((b"m", "SCHEDULE usage_reset"), (b"r", "data reset"), (b"q", "nothing is left running")):
+            process.stdin.write(key)
+            process.stdin.flush()
+            assert line_about(stack, words)
+        assert all_gone(everybody, 5)
+    finally:
+        process.stdin.close()
+        process.kill()
+        process.wait()
