@@ -108,6 +108,7 @@ class LedgerCall:
         if rng.random() < world.levels.upstream_refusal:
             call.released = True
             self.container.ledger.release(grant)
+            call.settled_at = world.hub.now
             self.seen["upstream_refused"] += 1
             return
         call.starts += 1
@@ -177,7 +178,7 @@ class LedgerCall:
         world, rng, grant = self.world, self.rng, self.grant
         assert grant is not None
         if world.is_stalled_by_adversary():
-            self._sleep(2 * world.scenario.timeout_seconds)
+            self._sleep(world.stall_seconds())
         settled = self.container.ledger.settle(grant, settlement)
         self.seen["settled_late"] += settled.late
         self.call.settled_at = world.hub.now

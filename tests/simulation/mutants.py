@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import multiprocessing
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,305 +26,228 @@ _CORE = Path(__file__).resolve().parents[2] / "layers" / "core"
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """`before` becomes `after` in one function (or assignment) of a module, where it must stand exactly once."""
+
+    where: str
+    """How the definition begins: `def settle(`, `_RESERVE_IF: `."""
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mutant:
     """One guard switched off."""
 
     name: str
     module: str
-    edits: tuple[tuple[str, str], ...]
-    """(before, after); each `before` occurs once."""
+    edits: tuple[Edit, ...]
     seeds: int
     """It is caught within this many seeds, beginning with seed 0."""
     survives_because: str = ""
     """Why nothing catches it; empty: it must be caught."""
 
 
-def _always(condition: str) -> str:
-    """The condition still named, and never false."""
-    return f"({condition} OR attribute_exists(PK))"
+def _condition(name: str, where: str, condition: str, seeds: int, because: str = "", part: str = "") -> Mutant:
+    """A condition in `storage.meters` that still names everything and is never false. `part`: of a longer text."""
+    always = f"({condition} OR attribute_exists(PK))"
+    text = part or condition
+    edit = Edit(where, f'"{text}"', f'"{text.replace(condition, always)}"')
+    return Mutant(name, METERS, (edit,), seeds, because)
 
 
-def _condition(name: str, condition: str, after: str, seeds: int, because: str = "", *, module: str = METERS) -> Mutant:
-    """A condition of `storage.meters` made always true; `after` is what follows it, to tell it from its likes."""
-    return Mutant(name, module, ((f'"{condition}"{after}', f'"{_always(condition)}"{after}'),), seeds, because)
+def _flow(name: str, where: str, before: str, after: str, seeds: int, because: str = "", module: str = LEDGER) -> Mutant:
+    return Mutant(name, module, (Edit(where, before, after),), seeds, because)
 
 
-_RESERVE_PARTS = (
-    _condition("dup", "attribute_not_exists(#r)", ",  # not reserved yet", 200),
-    _condition("tombstone", "attribute_not_exists(#x)", ",  # not ended before", 200),
-    _condition("remaining", "remaining >= :need", ",  # room for the amount", 50),
-    _condition("request quota", "req_remaining >= :one", ",  # a request is left", 50),
-    _condition("max_open", "open_count < :max_open", ",  # a stream slot", 50),
-    _condition("plan_version pin", "plan_version = :version", ",  # the plan in hand", 400),
+_ADMISSION = (
+    _condition("dup", "_RESERVE_IF: ", "attribute_not_exists(#r)", 200),
+    _condition("tombstone", "_RESERVE_IF: ", "attribute_not_exists(#x)", 200),
+    _condition("remaining", "_RESERVE_IF: ", "remaining >= :need", 50),
+    _condition("request quota", "_RESERVE_IF: ", "req_remaining >= :one", 50),
+    _condition("max_open", "_RESERVE_IF: ", "open_count < :max_open", 50),
+    _condition("plan_version pin", "_RESERVE_IF: ", "plan_version = :version", 400),
     _condition(
         "overage cap pin",
+        "_RESERVE_IF: ",
         "overage_cap = :cap",
-        ",  # the cap this room was computed with\n    )\n)\n_RATE_IDLE",
         400,
         "the plan version is pinned beside it and moves whenever the cap does",
     ),
-    _condition("GCRA idle", "rate_tat <= :now", ', "rate_tat = :next")', 100),
-    Mutant(
-        "GCRA busy, latest",
-        METERS,
-        (('"rate_tat > :now AND rate_tat <= :latest"', '"rate_tat > :now AND (rate_tat <= :latest OR attribute_exists(PK))"'),),
-        100,
+    _condition("GCRA idle", "_RATE_IDLE: ", "rate_tat <= :now", 100),
+    _condition(
+        "GCRA busy, latest", "_RATE_BUSY: ", "rate_tat <= :latest", 200, "", "rate_tat > :now AND rate_tat <= :latest"
     ),
-    Mutant(
+    _condition(
         "GCRA busy, earliest",
-        METERS,
-        (('"rate_tat > :now AND rate_tat <= :latest"', '"(rate_tat > :now OR attribute_exists(PK)) AND rate_tat <= :latest"'),),
+        "_RATE_BUSY: ",
+        "rate_tat > :now",
         400,
         "the stored time only moves on, and this form is sent only by who has seen it lie ahead",
+        "rate_tat > :now AND rate_tat <= :latest",
     ),
+    _condition("idempotency marker", "def reserve_once(", "attribute_not_exists(PK) OR expires_at < :now", 50),
+    _condition("marker's owner", "def forget_marker(", "reservation_id = :id AND nonce = :nonce", 400),
+    _flow("nonce", "def _reserve(", "mine is not None and mine.nonce == attempt.reservation.nonce", "mine is not None", 1000),
+    _flow("give up", "def reserve(", "if attempt.sent_twice:", "if False:", 200),
+    _flow(
+        "give up, duplicate requests",
+        "def _write_reservation(",
+        "attempt.sent_twice |= written.sent_twice",
+        "pass",
+        4000,
+    ),
+    _flow(
+        "give up, earlier amount",
+        "def _give_up(",
+        "if stored is not None and stored.nonce == reservation.nonce:",
+        "if False:",
+        4000,
+        "an earlier round, before a clamp, must land between two requests of the giving up; the sweep then ends it",
+    ),
+    _flow("sweep before refusing", "def _after_refusal(", "if meter.expired(self._clock.now_seconds()):", "if False:", 100),
+    _flow("deadline expiry", "def _new_reservation(", "ceil(ask.deadline_at_seconds)", "ceil(self._clock.now_seconds()) - 45", 100),
 )
 
-_END_PARTS = (
-    Mutant(
-        "exact value, settlement",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "#r = :reservation",\n                "ExpressionAttributeNames": {**names, **old}',
-                '"ConditionExpression": "(#r = :reservation OR attribute_exists(PK))",\n'
-                '                "ExpressionAttributeNames": {**names, **old}',
-            ),
-        ),
-        50,
-    ),
-    Mutant(
-        "exact value, sweep",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "#r = :reservation",\n            "ExpressionAttributeNames"',
-                '"ConditionExpression": "(#r = :reservation OR attribute_exists(PK))",\n            "ExpressionAttributeNames"',
-            ),
-        ),
-        400,
-    ),
-    Mutant(
-        "tombstone by settlement",
-        LEDGER,
-        (("tombstone_at_seconds=int(now) if grant.sent_twice else None", "tombstone_at_seconds=None"),),
-        200,
-    ),
+_ENDS = (
+    _condition("exact value, settlement", "def settle(", "#r = :reservation", 50),
+    _condition("exact value, sweep", "def expire(", "#r = :reservation", 1000),
+    _flow("tombstone by settlement", "def _end_once(", "int(now) if grant.sent_twice else None", "None", 200),
     Mutant(
         "tombstone by sweep",
         METERS,
         (
-            ('f"{_BOOK}, #x = :at REMOVE #r"', 'f"{_BOOK} REMOVE #r"'),
-            ('        values[":at"] = n(now_seconds)\n        update', "        update"),
-            (
-                '"ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"},\n'
-                '            "ExpressionAttributeValues": values,\n        }\n        put',
-                '"ExpressionAttributeNames": {"#r": f"r#{reservation.id}"},\n'
-                '            "ExpressionAttributeValues": values,\n        }\n        put',
-            ),
+            Edit("def expire(", ", #x = :at REMOVE", " REMOVE"),
+            Edit("def expire(", 'values[":at"] = n(now_seconds)', "pass"),
+            Edit("def expire(", ', "#x": f"x#{reservation.id}"', ""),
         ),
-        2000,
+        4000,
     ),
-    Mutant(
+    _flow(
         "sent twice",
-        METERS,
-        (
-            (
-                'sent_twice=answer["ResponseMetadata"].get("RetryAttempts", 0) > 0',
-                'sent_twice=answer["ResponseMetadata"].get("RetryAttempts", 0) > 99',
-            ),
-        ),
+        "def _update(",
+        'answer["ResponseMetadata"].get("RetryAttempts", 0) > 0',
+        "False",
         200,
+        module=METERS,
     ),
-    Mutant(
+    _flow(
         "expired record",
-        METERS,
-        (("self._transact([self._in_transaction(key, update), put])", "self._transact([self._in_transaction(key, update)])"),),
+        "def expire(",
+        "self._transact([self._in_transaction(key, update), put])",
+        "self._transact([self._in_transaction(key, update)])",
         400,
+        module=METERS,
     ),
-    Mutant("late correction", LEDGER, (("if expired is None or expired.corrected:", "if True:"),), 400),
-    Mutant(
+    _flow("late correction", "def _end_late(", "if expired is None or expired.corrected:", "if True:", 400),
+    _condition(
         "late correction once",
-        METERS,
-        (
-            (
-                '"outcome = :expired AND charged = :swept"',
-                '"(outcome = :expired AND charged = :swept) OR attribute_exists(PK)"',
-            ),
-        ),
+        "def correct(",
+        "outcome = :expired AND charged = :swept",
         2000,
         "botocore's token applies the retries of one call once, and a second call reads the record first",
     ),
-    Mutant(
+    _flow(
         "late correction within the cap",
-        METERS,
-        (
-            (
-                'condition += " AND overage_cap = :cap AND remaining >= :need"',
-                'condition += " AND (overage_cap = :cap AND remaining >= :need OR attribute_exists(PK))"',
-            ),
-        ),
+        "def correct(",
+        'condition += " AND overage_cap = :cap AND remaining >= :need"',
+        'condition += " AND (overage_cap = :cap AND remaining >= :need OR attribute_exists(PK))"',
         4000,
         "the flow bounds the charge by the room it read; only a reservation in between makes the difference",
+        module=METERS,
     ),
-)
-
-_PLAN_PARTS = (
-    _condition("create check", "plan_version = :version", ",\n                ", 1000),
-    Mutant(
-        "carry check",
-        METERS,
-        (
-            (
-                "[self._check_plan_version(meter.key, plan_version), self._resize(meter, plan, plan_version)]",
-                "[self._resize(meter, plan, plan_version)]",
-            ),
-        ),
-        2000,
-    ),
-    Mutant(
-        "resize compare",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "plan_version = :seen",\n                "ExpressionAttributeValues": {\n'
-                '                    ":quota"',
-                '"ConditionExpression": "(plan_version = :seen OR attribute_exists(PK))",\n'
-                '                "ExpressionAttributeValues": {\n                    ":quota"',
-            ),
-        ),
-        2000,
-    ),
-    Mutant(
-        "plan version, profile",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "plan_version = :seen",\n                "ExpressionAttributeValues": {":plan"',
-                '"ConditionExpression": "(plan_version = :seen OR attribute_exists(PK))",\n'
-                '                "ExpressionAttributeValues": {":plan"',
-            ),
-        ),
-        1000,
-    ),
-    Mutant(
-        "plan change, no meter yet",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "attribute_not_exists(PK)",\n            }\n        }\n        return',
-                '"ConditionExpression": "attribute_not_exists(PK) OR attribute_exists(PK)",\n            }\n        }\n        return',
-            ),
-        ),
-        1000,
-        "a meter created in between is brought to the newer plan by the next call that knows it",
-    ),
-)
-
-_OTHER_PARTS = (
-    _condition("top-up compare", "#r = :reservation", ",  # still ours", 400),
-    _condition("top-up room", "remaining >= :need", ",  # room, overage included", 100),
-    _condition(
-        "top-up cap pin",
-        "overage_cap = :cap",
-        ",  # the cap this room was computed with\n                    )",
-        4000,
-        "a downgrade must land between reserve and top-up of one stream with a smaller cap and no room",
-    ),
-    Mutant(
-        "idempotency marker",
-        METERS,
-        (('"attribute_not_exists(PK) OR expires_at < :now"', '"attribute_not_exists(PK) OR expires_at < :now OR attribute_exists(PK)"'),),
-        50,
-    ),
-    Mutant(
-        "marker's owner",
-        METERS,
-        (
-            (
-                '"ConditionExpression": "reservation_id = :id AND nonce = :nonce"',
-                '"ConditionExpression": "(reservation_id = :id AND nonce = :nonce) OR attribute_exists(PK)"',
-            ),
-        ),
-        200,
-    ),
-    Mutant("nonce", LEDGER, (("if mine is not None and mine.nonce == attempt.reservation.nonce:", "if mine is not None:"),), 1000),
-    Mutant("give up", LEDGER, (("            if attempt.sent_twice:\n", "            if False:\n"),), 200),
-    Mutant(
-        "give up, earlier amount",
-        LEDGER,
-        (("                if stored is not None and stored.nonce == reservation.nonce:\n", "                if False:\n"),),
-        4000,
-        "a clamp after a reserve that lands between its refusal and the giving up: seen once in 10,000 seeds",
-    ),
-    Mutant(
-        "unanswered top-up",
-        LEDGER,
-        (("            reservation = stored  # a top-up", "            continue  # a top-up"),),
-        1000,
-    ),
-    Mutant(
-        "deadline expiry",
-        LEDGER,
-        (
-            (
-                "expires_at_seconds=ceil(ask.deadline_at_seconds) + EXPIRY_MARGIN_SECONDS",
-                "expires_at_seconds=ceil(self._clock.now_seconds()) + 5",
-            ),
-        ),
-        100,
-    ),
+    _flow("unanswered top-up", "def _end_once(", "reservation = stored", "continue", 1000),
     Mutant(
         "expiry margin and skew",
         DOMAIN,
         (
-            ("EXPIRY_MARGIN_SECONDS = 50", "EXPIRY_MARGIN_SECONDS = 0"),
-            ("self.expires_at_seconds + 2 * SKEW_SECONDS < now_seconds", "self.expires_at_seconds < now_seconds"),
+            Edit("EXPIRY_MARGIN_SECONDS", "= 50", "= 0"),
+            Edit("def has_expired(", "self.expires_at_seconds + 2 * SKEW_SECONDS", "self.expires_at_seconds"),
         ),
         2000,
     ),
-    Mutant(
+    _flow(
         "period pin",
-        LEDGER,
-        (
-            (
-                "            written = self._meters.settle(\n                grant.key,\n                reservation,\n                booking,",
-                "            written = self._meters.settle(\n"
-                "                grant.key if now < grant.key.period.end_at.timestamp() else replace(grant.key, period=type("
-                "grant.key.period)(grant.key.period.end_at, grant.key.period.end_at)),\n"
-                "                reservation,\n                booking,",
-            ),
-        ),
-        200,
-    ),
-    Mutant(
-        "sweep before refusing",
-        LEDGER,
-        (("if meter.expired(self._clock.now_seconds()):", "if False:"),),
-        100,
-    ),
-    Mutant("released request returns", LEDGER, (("Settlement(used_tokens=0), returns_request=True", "Settlement(used_tokens=0), returns_request=False"),), 100),
-    Mutant("strict expiry", DOMAIN, (("    if policy is ExpiryPolicy.STRICT:\n        return reservation.amount_tokens\n", ""),), 400),
-    Mutant(
-        "bounded input",
-        RELAY,
-        (("model.weights.billable_prompt_bound(request.prompt_bound_tokens)", "model.weights.billable_prompt_bound(1)"),),
+        "def _end_once(",
+        "                grant.key,\n",
+        "                grant.key if now < grant.key.period.end_at.timestamp() else replace(grant.key, period=type("
+        "grant.key.period)(grant.key.period.end_at, grant.key.period.end_at)),\n",
         400,
     ),
-    Mutant(
-        "stop when a top-up is refused",
-        RELAY,
-        (("            return _Stop(RequestOutcome.OVER_QUOTA, error)\n        except StoreUnavailableError", "            return None\n        except StoreUnavailableError"),),
-        400,
-    ),
-    Mutant(
-        "upstream retries off",
-        RELAY,
-        (("        except UpstreamLostError as error:\n            self._fail(error)\n        except TollgateError", "        except UpstreamLostError as error:\n            return self._relay.upstream.send(request, self._seconds_left())\n        except TollgateError"),),
-        200,
+    _flow("released request returns", "def release(", "returns_request=True", "returns_request=False", 100),
+    _flow(
+        "strict expiry",
+        "def charge_for_expiry(",
+        "return reservation.amount_tokens",
+        "return 0",
+        1000,
+        module=DOMAIN,
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_RESERVE_PARTS, *_END_PARTS, *_PLAN_PARTS, *_OTHER_PARTS)
+_PLANS = (
+    _condition("create check", "def _check_plan_version(", "plan_version = :version", 1000),
+    _flow(
+        "carry check",
+        "def carry_plan(",
+        "self._check_plan_version(meter.key, plan_version), ",
+        "",
+        4000,
+        module=METERS,
+    ),
+    _condition("resize compare", "def _resize(", "plan_version = :seen", 2000),
+    _condition("plan version, profile", "def change_plan(", "plan_version = :seen", 1000),
+    _flow(
+        "plan change, no meter yet",
+        "def change_plan(",
+        '"attribute_not_exists(PK)"',
+        '"attribute_not_exists(PK) OR attribute_exists(PK)"',
+        1000,
+        "a meter created in between is brought to the newer plan by the next call that knows it",
+        module=METERS,
+    ),
+)
+
+_TOP_UPS = (
+    _condition("top-up compare", "def top_up(", "#r = :reservation", 400),
+    _condition("top-up room", "def top_up(", "remaining >= :need", 100),
+    _condition(
+        "top-up cap pin",
+        "def top_up(",
+        "overage_cap = :cap",
+        4000,
+        "a downgrade must land between reserve and top-up of one stream with a smaller cap and no room",
+    ),
+)
+
+_RELAY = (
+    _flow(
+        "bounded input",
+        "def _ask(",
+        "model.weights.billable_prompt_bound(request.prompt_bound_tokens)",
+        "model.weights.billable_prompt_bound(1)",
+        400,
+        module=RELAY,
+    ),
+    _flow(
+        "stop when a top-up is refused",
+        "def _top_up(",
+        "return _Stop(RequestOutcome.OVER_QUOTA, error)\n        except StoreUnavailableError",
+        "return None\n        except StoreUnavailableError",
+        1000,
+        module=RELAY,
+    ),
+    _flow(
+        "upstream retries off",
+        "def _send(",
+        "self._fail(error)",
+        "return self._relay.upstream.send(request, self._seconds_left())",
+        400,
+        module=RELAY,
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*_ADMISSION, *_ENDS, *_PLANS, *_TOP_UPS, *_RELAY)
 
 
 # ---- applying one
@@ -332,12 +256,24 @@ MUTANTS: tuple[Mutant, ...] = (*_RESERVE_PARTS, *_END_PARTS, *_PLAN_PARTS, *_OTH
 def patched_source(mutant: Mutant) -> str:
     """The module's text with the edits made. ValueError when one of them no longer fits."""
     text = _path_of(mutant.module).read_text()
-    for before, after in mutant.edits:
-        found = text.count(before)
-        if found != 1:
-            raise ValueError(f"mutant {mutant.name!r}: its text occurs {found} times in {mutant.module}:\n{before}")
-        text = text.replace(before, after)
+    for edit in mutant.edits:
+        begin, end = _scope(text, edit.where)
+        scope = text[begin:end]
+        if scope.count(edit.before) != 1:
+            found = scope.count(edit.before)
+            raise ValueError(f"mutant {mutant.name!r}: found {found} times in {edit.where!r}: {edit.before!r}")
+        text = text[:begin] + scope.replace(edit.before, edit.after) + text[end:]
     return text
+
+
+def _scope(text: str, where: str) -> tuple[int, int]:
+    """From the line that begins with `where` to the next definition of its depth or less."""
+    starts = list(re.finditer(rf"^( *){re.escape(where)}", text, re.MULTILINE))
+    if len(starts) != 1:
+        raise ValueError(f"{len(starts)} definitions begin with {where!r}")
+    depth = len(starts[0].group(1))
+    following = re.compile(rf"^ {{0,{depth}}}[^\s)\]}}]", re.MULTILINE).search(text, starts[0].end())
+    return starts[0].start(), following.start() if following else len(text)
 
 
 def _path_of(module: str) -> Path:

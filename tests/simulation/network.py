@@ -23,6 +23,8 @@ ATTEMPTS = 3
 TIMEOUT_SECONDS = 1.0
 LATEST_SECONDS = 300.0
 """A signed request is refused after five minutes; nothing of ours can land later than that."""
+_LATE_SECONDS = (0.02, 2, LATEST_SECONDS - 2 * TIMEOUT_SECONDS, LATEST_SECONDS - 2 * TIMEOUT_SECONDS)
+"""Upper ends of the delays drawn: between two retries, between two steps, after the end of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Network:
         return 0.0005 + self.rng.random() * 0.004
 
     def _late(self) -> float:
-        return self.rng.choice([0.02, 2, 20, LATEST_SECONDS - 2 * TIMEOUT_SECONDS]) * self.rng.random()
+        return self.rng.choice(_LATE_SECONDS) * self.rng.random()
 
 
 _RETRIED = frozenset(["InternalServerError", "ProvisionedThroughputExceededException", "ThrottlingException"])

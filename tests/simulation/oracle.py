@@ -103,7 +103,7 @@ class Oracle:
             elif kind == "PROFI":
                 self._watch_profile(change)
         if meter is not None:
-            self._watch_meter(meter, record)
+            self._watch_meter(meter, record, with_profile=len(changes) > 1)
         elif record is not None:
             self.report("half_correction", f"{record.sk} changed without its meter")
 
@@ -116,7 +116,7 @@ class Oracle:
             self.report("stale_plan", f"plan version of {change.pk} went to {version} from {self.profiles[change.pk]}")
         self.profiles[change.pk] = version
 
-    def _watch_meter(self, change: Change, record: Change | None) -> None:
+    def _watch_meter(self, change: Change, record: Change | None, *, with_profile: bool) -> None:
         key, old, new = (change.pk, change.sk), change.old, change.new
         truth = self.meters[key]
         if new is None:
@@ -140,7 +140,7 @@ class Oracle:
         if record is not None and record.old is not None:
             self._corrected(key, truth, old, new, record)
         if old is not _EMPTY_METER and _number(new, "plan_version") != _number(old, "plan_version"):
-            self._resized(key, old, new)
+            self._resized(key, old, new, with_profile=with_profile)
         self._check_sums(key, truth, new)
 
     def _created(self, key: Key, new: Item) -> None:
@@ -149,8 +149,9 @@ class Oracle:
         if version != self.profiles.get(key[0]):
             self.report("stale_plan", f"{key} created on version {version}, profile has {self.profiles.get(key[0])}")
 
-    def _resized(self, key: Key, old: Item, new: Item) -> None:
+    def _resized(self, key: Key, old: Item, new: Item, *, with_profile: bool) -> None:
         self.seen["meters_resized"] += 1
+        self.seen["meters_carried"] += not with_profile
         version = _number(new, "plan_version")
         if version < _number(old, "plan_version") or version != self.profiles.get(key[0]):
             self.report("stale_plan", f"{key} moved to version {version}, profile has {self.profiles.get(key[0])}")
@@ -429,6 +430,8 @@ class Oracle:
         if call is None or not call.starts:
             if held.charged_tokens and not held.swept:
                 self.report("overbill", f"{held.nonce} charged {held.charged_tokens} without an upstream call")
+            if held.charged_tokens and call is not None and call.released and call.settled_at is not None:
+                self.report("overbill", f"{held.nonce} was released and answered, but {held.charged_tokens} charged")
             return
         if call.starts > 1:
             self.report("double_call", f"{held.nonce} called upstream {call.starts} times")
@@ -444,6 +447,8 @@ class Oracle:
         if booked < owed:
             self.report("lost_tokens", f"{held.nonce} used {owed}, charged {held.charged_tokens}, off {held.written_off_tokens}")
         if held.swept and not held.corrected:
+            if call.settled_at is not None:
+                self.report("inexact", f"{held.nonce} settled and answered, but the sweep's charge stands")
             return
         if call.final is not None and held.charged_tokens > call.used_tokens:
             self.report("overbill", f"{held.nonce} charged {held.charged_tokens} of {call.used_tokens}")

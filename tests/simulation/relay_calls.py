@@ -276,7 +276,7 @@ class _Answer:
         call.delivered_tokens += piece.delivered_tokens
         call.final = piece.tells_final or call.final
         if piece.tells_final and owner.world.is_stalled_by_adversary():
-            owner.world.hub.sleep(owner.process, 2 * owner.world.scenario.timeout_seconds)
+            owner.world.hub.sleep(owner.process, owner.world.stall_seconds())
         return piece.data
 
     def close(self) -> None:

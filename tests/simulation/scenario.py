@@ -79,6 +79,8 @@ class Scenario:
     adversarial: bool
     relay: bool
     start_seconds: float
+    boundary_seconds: float | None
+    """The end of a usage period inside the run."""
     span_seconds: float
     timeout_seconds: float
     clock_error_seconds: float
@@ -123,7 +125,8 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     span = rng.choice([20.0, 100.0, 100.0, 800.0, 3000.0])
     kind, anchor, inside = rng.choice(_BOUNDARIES)
     period = period_at(kind, anchor, inside)
-    start = _start(rng, period, span)
+    crossing = rng.random() < 0.5
+    start = _start(rng, period, span) if crossing else _inside(rng, period)
     plans = _draw_plans(rng, policy, kind)
     users = rng.choice([1, 1, 2, 3])
     first = tuple(rng.choice(list(plans)) for _ in range(users))
@@ -134,6 +137,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         adversarial=adversarial and options.faults,
         relay=relay,
         start_seconds=start,
+        boundary_seconds=period.end_at.timestamp() if crossing else None,
         span_seconds=span,
         timeout_seconds=timeout,
         clock_error_seconds=rng.choice([0, 0.5, 5.0]) if options.faults else 0,
@@ -155,9 +159,11 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
 
 
 def _start(rng: random.Random, period: UsagePeriod, span: float) -> float:
-    """Half of the runs cross the end of the usage period."""
-    if rng.random() < 0.5:
-        return period.end_at.timestamp() - span * rng.uniform(0.1, 0.9)
+    """The run crosses the end of the usage period."""
+    return period.end_at.timestamp() - span * rng.uniform(0.1, 0.9)
+
+
+def _inside(rng: random.Random, period: UsagePeriod) -> float:
     return (period.start_at + timedelta(days=rng.randrange(1, 20))).timestamp()
 
 
@@ -242,6 +248,8 @@ def _draw_plan_changes(rng: random.Random, scenario: Scenario, users: int) -> tu
     for user in range(users):
         for _ in range(rng.choice([0, 0, 1, 3])):
             at = scenario.start_seconds + rng.random() * scenario.span_seconds
+            if scenario.boundary_seconds is not None and rng.random() < 0.4:
+                at = scenario.boundary_seconds + rng.uniform(-6, 6)
             deliveries = tuple(
                 at + rng.choice([0, 0.01, 3, 60]) * rng.random() for _ in range(rng.choice([1, 1, 2, 3]))
             )

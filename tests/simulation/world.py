@@ -180,10 +180,10 @@ class World:
     def _endanger(self, process: Process) -> None:
         rng, levels, timeout = self.rng, self.levels, self.scenario.timeout_seconds
         if rng.random() < levels.kill:
-            self.hub.after(rng.random() * min(timeout, rng.choice([0.02, 2, 20])), lambda: self._kill(process, "sigkill"))
+            self.hub.after(rng.random() * rng.choice([0.02, 5, timeout]), lambda: self._kill(process, "sigkill"))
         if rng.random() < levels.freeze:
             spell = rng.choice([1, 20, timeout * (2 if self.scenario.adversarial else 1)])
-            self.hub.after(rng.random() * 20, lambda: self._freeze(process, spell))
+            self.hub.after(rng.random() * rng.choice([0.02, 5, timeout]), lambda: self._freeze(process, spell))
         if not self.scenario.adversarial:
             self.hub.after(timeout, lambda: self._kill(process, "deadline"))
 
@@ -268,6 +268,14 @@ class World:
         stalled = self.scenario.adversarial and self.rng.random() < self.levels.freeze
         self.seen["stalled_before_settling"] += stalled
         return stalled
+
+    def stall_seconds(self) -> float:
+        """Long past every deadline; preferably until a sweep is at work, to get between its read and its write."""
+        shortest = self.scenario.timeout_seconds + 65
+        sweeps = [at for at in self.scenario.sweeps_at if at > self.hub.now + shortest]
+        if sweeps and self.rng.random() < 0.7:
+            return sweeps[0] - self.hub.now + self.rng.uniform(-0.01, 0.02)
+        return shortest * self.rng.uniform(1, 2)
 
     def cost_picousd(self, counts: TokenCounts) -> int:
         return (

@@ -76,7 +76,15 @@ class RunningStack:
 
     def sent_by_claude(self, upstream_request_id: str) -> bytes:
         """The bytes of a fake Claude's answer."""
-        with urllib.request.urlopen(f"{self.fake_claude_url}/_fake/exchanges/{upstream_request_id}/sent") as response:
+        return self._recorded(upstream_request_id, "sent")
+
+    def received_by_claude(self, upstream_request_id: str) -> bytes:
+        """The body of a request as the fake Claude got it."""
+        return self._recorded(upstream_request_id, "received")
+
+    def _recorded(self, request_id: str, part: str) -> bytes:
+        url = f"{self.fake_claude_url}/_fake/exchanges/{request_id}/{part}"
+        with urllib.request.urlopen(url, timeout=20) as response:
             data: bytes = response.read()
         return data
 

@@ -87,6 +87,15 @@ class IdempotencyMarker:
 
 
 @dataclass(frozen=True, slots=True)
+class _Transacted:
+    """The answer to one transaction: DynamoDB's reason for each write when it was refused, none when applied."""
+
+    applied: bool
+    sent_twice: bool
+    reasons: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The record a sweep leaves, by which a late owner corrects its charge exactly once."""
 
@@ -166,7 +175,7 @@ class Meters:
             plan_version=plan_version,
             **dict.fromkeys(_COUNTERS, 0),
         )
-        reasons = self._transact(
+        done = self._transact(
             [
                 self._check_plan_version(key, plan_version),
                 {
@@ -178,7 +187,7 @@ class Meters:
                 },
             ]
         )
-        return reasons is None or reasons[0].get("Code") != _FAILED
+        return done.applied or done.reasons[0].get("Code") != _FAILED
 
     def reserve(
         self,
@@ -225,14 +234,14 @@ class Meters:
                 "ReturnValuesOnConditionCheckFailure": ALL_OLD,
             }
         }
-        reasons = self._transact([put, self._in_transaction(key, update)])
-        if reasons is None:
-            # Transactions return no values and do not tell how often they were sent.
-            return Written(applied=True, meter=self.find(key), sent_twice=True), None
-        found = _marker_of(plain(reasons[0]["Item"])) if reasons[0].get("Item") else None
-        conflict = any(reason.get("Code") in _CONFLICTS for reason in reasons)
-        item = reasons[1].get("Item")
-        return Written(False, meter_of(item) if item else None, sent_twice=True, conflict=conflict), found
+        done = self._transact([put, self._in_transaction(key, update)])
+        if done.applied:
+            return Written(True, self.find(key), done.sent_twice), None  # transactions return no values
+        of_marker, of_meter = done.reasons
+        found = _marker_of(plain(of_marker["Item"])) if of_marker.get("Item") else None
+        conflict = any(reason.get("Code") in _CONFLICTS for reason in done.reasons)
+        meter = meter_of(of_meter["Item"]) if of_meter.get("Item") else None
+        return Written(False, meter, done.sent_twice, conflict), found
 
     def forget_marker(self, key: MeterKey, idempotency_key: str, reservation: Reservation) -> None:
         """Free an idempotency key whose reservation was given up, so that the client's own retry is served."""
@@ -339,7 +348,7 @@ class Meters:
         put: TransactWriteItemTypeDef = {
             "Put": {"TableName": self._table.name, "Item": record, "ConditionExpression": "attribute_not_exists(PK)"}
         }
-        return self._transact([self._in_transaction(key, update), put]) is None
+        return self._transact([self._in_transaction(key, update), put]).applied
 
     def find_expired(self, key: MeterKey, reservation: Reservation) -> Expired | None:
         """Access pattern: the record of one swept reservation (consistent read)."""
@@ -389,14 +398,12 @@ class Meters:
             condition += " AND overage_cap = :cap AND remaining >= :need"
             values |= {":need": n(more - overage_cap_tokens), ":cap": n(overage_cap_tokens)}
         meter = {"UpdateExpression": _BOOK, "ConditionExpression": condition, "ExpressionAttributeValues": values}
-        return self._transact([fix, self._in_transaction(key, meter)]) is None
+        return self._transact([fix, self._in_transaction(key, meter)]).applied
 
     def carry_plan(self, meter: Meter, plan: Plan, plan_version: int) -> bool:
         """Bring a running meter to the profile's newer plan; False when either moved meanwhile."""
-        return (
-            self._transact([self._check_plan_version(meter.key, plan_version), self._resize(meter, plan, plan_version)])
-            is None
-        )
+        check = self._check_plan_version(meter.key, plan_version)
+        return self._transact([check, self._resize(meter, plan, plan_version)]).applied
 
     def change_plan(self, key: MeterKey, meter: Meter | None, plan: Plan, seen_version: int) -> bool:
         """Move profile and running meter to `plan` as version `seen_version + 1`; False when either moved meanwhile."""
@@ -420,9 +427,8 @@ class Meters:
                 "ConditionExpression": "attribute_not_exists(PK)",
             }
         }
-        return (
-            self._transact([profile, absent if meter is None else self._resize(meter, plan, seen_version + 1)]) is None
-        )
+        running = absent if meter is None else self._resize(meter, plan, seen_version + 1)
+        return self._transact([profile, running]).applied
 
     def _resize(self, meter: Meter, plan: Plan, plan_version: int) -> TransactWriteItemTypeDef:
         return self._in_transaction(
@@ -505,31 +511,29 @@ class Meters:
                     **request,
                 )
             except ClientError as error:
-                twice = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+                twice = _sent_twice(error.response)
                 if condition_failed(error):
                     item = item_of(error)
                     return Written(False, meter_of(item) if item else None, sent_twice=twice)
                 if error_code(error) in _CONFLICTS:
                     return Written(False, None, sent_twice=twice, conflict=True)
                 raise
-        return Written(
-            True, meter_of(answer["Attributes"]), sent_twice=answer["ResponseMetadata"].get("RetryAttempts", 0) > 0
-        )
+        return Written(True, meter_of(answer["Attributes"]), sent_twice=_sent_twice(answer))
 
-    def _transact(self, items: list[TransactWriteItemTypeDef]) -> list[dict[str, Any]] | None:
-        """None when applied, else DynamoDB's reason for each item.
+    def _transact(self, items: list[TransactWriteItemTypeDef]) -> _Transacted:
+        """All of the writes or none.
 
         botocore fills in ClientRequestToken, so its own retries of one call are applied once (ten minutes).
         """
         with store_outages():
             try:
-                self._table.client.transact_write_items(TransactItems=items)
+                answer = self._table.client.transact_write_items(TransactItems=items)
             except ClientError as error:
                 if error_code(error) != "TransactionCanceledException":
                     raise
-                reasons: list[Any] = error.response.get("CancellationReasons", [])
-                return reasons
-        return None
+                reasons: list[Any] = error.response["CancellationReasons"]
+                return _Transacted(False, _sent_twice(error.response), tuple(reasons))
+        return _Transacted(True, _sent_twice(answer))
 
 
 _COUNTERS: Final = (
@@ -570,6 +574,11 @@ _BOOK: Final = (
     " t_in = t_in + :in, t_out = t_out + :out, t_w5 = t_w5 + :w5, t_w1 = t_w1 + :w1, t_rd = t_rd + :rd,"
     " picousd = picousd + :picousd"
 )
+
+
+def _sent_twice(answer: Mapping[str, Any]) -> bool:
+    retries: int = answer["ResponseMetadata"].get("RetryAttempts", 0)
+    return retries > 0
 
 
 def _booking_values(booking: Booking) -> dict[str, AttributeValueTypeDef]:
