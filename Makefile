@@ -40,7 +40,7 @@ simulate: .venv/test.stamp  ## the ledger under every fault (SEEDS=100000 or A:B
 	$(venv)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
 bench: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp  ## measure the Claude function; results in bench/results
-	$(venv)/python -m bench
+	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench
 
 build: .venv/test.stamp .dev/sam.stamp  ## sam build, then byte code into the layers
 	$(venv)/python -m dev.packaging build

@@ -52,9 +52,12 @@ def main() -> int:
         with console.status("start: CPU, memory, modules"):
             results["start"] = _start(around)
         function = FunctionProcess(around)
+        floor = FunctionProcess(around, handler="bench.passthrough.handler")
         try:
             with console.status("streams: CPU inside and outside of database calls"):
                 results["stream"] = _streams(function)
+            with console.status("the same of a function that only passes through"):
+                results["floor"] = _streams(floor)
             with console.status("table: calls and units per request"):
                 results["table"] = _table(around, function)
             with console.status("time to the first byte, against the upstream directly"):
@@ -62,6 +65,7 @@ def main() -> int:
             results["rss_mb_after_load"] = round(function.rss_bytes / 2**20, 1)
         finally:
             function.close()
+            floor.close()
     results["targets"] = _judge(results)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -73,10 +77,10 @@ def _start(around: Surroundings) -> dict[str, Any]:
     """CPU and memory of a process up to its first request for an event; modules by count. Least of several starts."""
     rows = []
     for _ in range(STARTS + 1):  # the first one writes the byte code
-        function = FunctionProcess(around, handler="functions.claude.app.handler")
+        function = FunctionProcess(around, timed=False)
         rows.append((function.start_cpu_seconds, function.start_rss_bytes))
         function.close()
-    bare = FunctionProcess(around, handler="bench.bare.handler")
+    bare = FunctionProcess(around, handler="bench.bare.handler", timed=False)
     bare_cpu = bare.start_cpu_seconds
     bare.close()
     without = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX=str(around.byte_code / "never"))
@@ -99,10 +103,15 @@ def _modules(around: Surroundings, environment: dict[str, str]) -> dict[str, Any
         f"found = [name for name in {FORBIDDEN!r} if name in sys.modules]\n"
         "print(json.dumps({'modules': len(sys.modules), 'forbidden': found, 'cpu_seconds': time.process_time()}))\n"
     )
-    function = around.environment("127.0.0.1:1")
+    function = around.environment("127.0.0.1:1", handler="", timed=False)
     del function["PYTHONPYCACHEPREFIX"]
     run = subprocess.run(
-        [sys.executable, "-c", code], env={**environment, **function}, cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**environment, **function},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return answer

@@ -1,4 +1,4 @@
-"""One process of the claude function, as Lambda runs it, for measuring: engine, secrets, a user and its key included."""
+"""One process of the claude function, as Lambda runs it, for measuring: with its engine, secrets, a user and a key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.upstream import TEXT
 from dev.engines import find_dynoxide, start_dynoxide, start_ministack
 from dev.processes import Processes
 from dev.provision import TABLE_NAME, ensure_table
-from dev.runtime_api import Chunk, Failed, RuntimeApi
+from dev.runtime_api import Chunk, RuntimeApi
 from dev.template import Template
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
 from tollgate.domain.principals import MaxTokensPolicy, Profile
@@ -34,6 +34,7 @@ from tollgate.storage.users import Users
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (ROOT / "layers" / "core", ROOT / "layers" / "stream_runtime")
+CLAUDE = "functions.claude.app.handler"
 PEPPER = "bench-pepper"
 SECRETS = {"/bench/pepper": PEPPER, "/bench/upstream": "sk-ant-bench"}
 CREDENTIALS = {
@@ -54,14 +55,16 @@ class Surroundings:
     api_key: str
     byte_code: Path
 
-    def environment(self, address: str, *, handler: str = "bench.instrumented.handler") -> dict[str, str]:
-        """The function's variables; byte code comes from a folder of its own, so that nothing is compiled at start."""
+    def environment(self, address: str, *, handler: str, timed: bool) -> dict[str, str]:
+        """The function's variables, with the stop-watch around `handler` if `timed`; byte code comes from a
+        folder of its own, so that nothing is compiled at start."""
         return {
             "PATH": os.defpath,
             "PYTHONPATH": os.pathsep.join(map(str, LAYERS)),
             "PYTHONPYCACHEPREFIX": str(self.byte_code),
             "LAMBDA_TASK_ROOT": str(ROOT),
-            "_HANDLER": handler,
+            "_HANDLER": "bench.instrumented.handler" if timed else handler,
+            "BENCH_HANDLER": handler,
             "AWS_LAMBDA_RUNTIME_API": address,
             "AWS_LAMBDA_FUNCTION_NAME": "claude",
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
@@ -140,10 +143,10 @@ def _add_user(table: Table) -> str:
 class FunctionProcess:
     """One function process behind the Runtime API; `costs` collects what the stop-watch inside it wrote."""
 
-    def __init__(self, around: Surroundings, *, handler: str = "bench.instrumented.handler") -> None:
+    def __init__(self, around: Surroundings, *, handler: str = CLAUDE, timed: bool = True) -> None:
         self._around = around
         self._api = RuntimeApi()
-        environment = around.environment(self._api.address, handler=handler)
+        environment = around.environment(self._api.address, handler=handler, timed=timed)
         bootstrap = LAYERS[1] / "tollgate_runtime" / "bootstrap"
         self._process = subprocess.Popen(
             [str(bootstrap), sys.executable], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -185,10 +188,8 @@ class FunctionProcess:
             if isinstance(part, Chunk):
                 first = first or part.received_at - began
                 body += part.data
-            elif isinstance(part, Failed):
-                raise RuntimeError(f"{part.error_type}: {part.message}\n" + "".join(self._lines[-20:]))
         if b"message_stop" not in body:
-            raise RuntimeError(f"not a whole stream: {bytes(body[:500])!r}\n" + "".join(self._lines[-20:]))
+            raise RuntimeError(f"not a whole stream: {bytes(body[:500])!r} {part}\n" + "".join(self._lines[-20:]))
         while len(self.costs) < self._count and self._reader.is_alive():
             time.sleep(0.001)
         return first, bytes(body)

@@ -26,7 +26,7 @@ def event(name: str, **data: object) -> bytes:
 def recorded(events: int) -> tuple[bytes, list[bytes], bytes]:
     """(opening, deltas, closing) of an answer of `events` deltas, one output token each."""
     usage = {"input_tokens": 12, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 1}
-    message = {
+    message: dict[str, object] = {
         "id": "msg_bench",
         "type": "message",
         "role": "assistant",

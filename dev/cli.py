@@ -76,6 +76,7 @@ def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="of template.yaml")
     parser.add_argument("--fake-claude", default=FAKE_SCRIPT, metavar="SCRIPT", help=f"its behaviour; {FAKE_SCRIPT}")
     parser.add_argument("--concurrency", type=int, default=100, help="most processes per function; more requests wait")
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", help="shorten every function's timeout to this")
     chosen = parser.parse_args(arguments)
     port = chosen.port if chosen.port is not None else _port(environ.get("PORT", ""))
     key = environ.get("ANTHROPIC_API_KEY") or None
@@ -89,6 +90,7 @@ def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
         fake_script=chosen.fake_claude,
         parameters=_parameters(chosen.parameter),
         concurrency=max(1, chosen.concurrency),
+        longest_seconds=chosen.timeout,
     )
 
 

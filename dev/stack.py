@@ -75,6 +75,8 @@ class Options:
     parameters: Mapping[str, str]
     """Template parameters that replace their defaults."""
     concurrency: int
+    longest_seconds: int | None
+    """Shortens every function's timeout to this, to see soon what happens after one."""
 
     @property
     def state_dir(self) -> Path:
@@ -141,7 +143,7 @@ class Stack:
         made = pool.submit(self._make_table)
         ensure_pool(self._cloud.cognito(), self._template, self._remembered)
         self._upstream_url, upstream_key = claude.result()
-        self._local = self._template.local(self._bindings())
+        self._local = self._template.local(self._bindings(), longest_seconds=self._options.longest_seconds)
         stored = pool.submit(self._put_secrets, upstream_key)
         self._catalog = catalog.result()
         made.result()

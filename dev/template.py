@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,8 +163,11 @@ class Template:
         resolved: Json = self._resolver(bindings or {}).resolve(properties, name)
         return name, resolved
 
-    def local(self, bindings: Mapping[str, str]) -> LocalTemplate:
-        """Functions and how they are reached. `bindings`: logical id to physical id of what really exists."""
+    def local(self, bindings: Mapping[str, str], *, longest_seconds: int | None = None) -> LocalTemplate:
+        """Functions and how they are reached.
+
+        `bindings`: logical id to physical id of what really exists. `longest_seconds` bounds every timeout.
+        """
         resolver = self._resolver(bindings)
         shared: Json = resolver.resolve(self._tree.get("Globals", {}).get("Function", {}), "Globals.Function")
         layers = {
@@ -179,7 +182,9 @@ class Template:
         for name, body in self.resources("AWS::Serverless::Function").items():
             # A function's own lists come after the global ones, its own values replace them: SAM's merging rule.
             merged = _merge(shared, resolver.resolve(body, name))
-            functions[name] = self._function(name, merged, layers)
+            function = self._function(name, merged, layers)
+            timeout_seconds = min(function.timeout_seconds, longest_seconds or function.timeout_seconds)
+            functions[name] = replace(function, timeout_seconds=timeout_seconds)
             for event_name, event in merged.get("Events", {}).items():
                 where = f"{name}.Events.{event_name}"
                 match event.get("Type"):

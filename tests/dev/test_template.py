@@ -64,6 +64,14 @@ def test_globals_are_merged_with_the_functions_own_values(tmp_path: Path) -> Non
     assert work.environment["SHARED"] == "own"
 
 
+@pytest.mark.parametrize(("longest_seconds", "timeout_seconds"), [(599, 599), (600, 600), (601, 600), (None, 600)])
+def test_timeouts_can_be_shortened_but_not_lengthened(
+    tmp_path: Path, longest_seconds: int | None, timeout_seconds: int
+) -> None:
+    functions = small(tmp_path).local({"Pool": "pool-1"}, longest_seconds=longest_seconds).functions
+    assert functions["Work"].timeout_seconds == timeout_seconds
+
+
 def test_references_substitutions_and_joins_become_values(tmp_path: Path) -> None:
     environment = small(tmp_path, Stage="blue").local({"Pool": "pool-1"}).functions["Work"].environment
     assert environment["STAGE"] == "blue"

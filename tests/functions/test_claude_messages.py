@@ -23,6 +23,13 @@ def function(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClaudeFunction]:
         yield function
 
 
+@pytest.fixture(scope="class")
+def idle_function() -> Iterator[ClaudeFunction]:
+    """One container for all tests of a class whose requests reach nobody and leave nothing."""
+    with pytest.MonkeyPatch.context() as monkeypatch, claude_function(monkeypatch) as function:
+        yield function
+
+
 def refused(answer: Answer, status: int, kind: str, code: str) -> str:
     """Checks the envelope that Claude's clients read; returns the message."""
     assert (answer.status, answer.error["type"], answer.error["details"]["error_code"]) == (status, kind, code)
@@ -87,14 +94,6 @@ class TestStreams:
         assert second.headers["anthropic-ratelimit-tokens-limit"] == "100000"
         assert third.headers["anthropic-ratelimit-tokens-limit"] == "2000000"
         assert function.meter("u-1")["t_in"] == 2 * function.meter("u-2")["t_in"]
-
-    def test_cost_one_write_before_and_two_after_when_the_caller_is_known(self, function: ClaudeFunction) -> None:
-        function.send()
-        function.table.calls.clear()
-        function.table.client.meta.events  # noqa: B018  the function has a client of its own; see the bench
-        before = len(function.items("Request"))
-        function.send()
-        assert len(function.items("Request")) == before + 1
 
 
 class TestWholeAnswers:
@@ -254,12 +253,12 @@ class TestWhoCalls:
         ids=range(8),
     )
     def test_nobody_we_know_is_refused_without_a_table_call(
-        self, function: ClaudeFunction, headers: dict[str, str]
+        self, idle_function: ClaudeFunction, headers: dict[str, str]
     ) -> None:
-        answer = function.call("POST", "/v1/messages", function.message(CANARY), key=None, headers=headers)
+        answer = idle_function.call("POST", "/v1/messages", idle_function.message(CANARY), key=None, headers=headers)
         refused(answer, 401, "authentication_error", "invalid_credentials")
         assert answer.headers["x-should-retry"] == "false"
-        assert len(function.claude.exchanges) == 0
+        assert len(idle_function.claude.exchanges) == 0
 
     def test_the_key_is_taken_from_either_header(self, function: ClaudeFunction) -> None:
         bearer = {"authorization": f"Bearer {function.key}"}
@@ -324,14 +323,14 @@ def bad_bodies() -> dict[str, tuple[bytes, int, str]]:
 class TestBadInput:
     @pytest.mark.parametrize(("body", "status", "code"), bad_bodies().values(), ids=bad_bodies())
     def test_gets_a_clear_answer_and_reaches_nobody(
-        self, function: ClaudeFunction, capsys: pytest.CaptureFixture[str], body: bytes, status: int, code: str
+        self, idle_function: ClaudeFunction, capsys: pytest.CaptureFixture[str], body: bytes, status: int, code: str
     ) -> None:
-        answer = function.call("POST", "/v1/messages", body)
+        answer = idle_function.call("POST", "/v1/messages", body)
         assert (answer.status, answer.error["details"]["error_code"]) == (status, code)
         assert answer.error["message"]
         assert CANARY not in answer.body.decode()
-        assert len(function.claude.exchanges) == 0
-        assert function.items("Meter") == []
+        assert len(idle_function.claude.exchanges) == 0
+        assert idle_function.items("Meter") == []
         assert CANARY not in capsys.readouterr().out
 
     def test_a_body_up_to_the_limit_is_taken(self, function: ClaudeFunction) -> None:
@@ -348,11 +347,11 @@ class TestBadInput:
         "headers", [{"anthropic-beta": "a\r\nx-api-key: stolen"}, {"anthropic-version": "\x00"}, {"user-agent": "世"}]
     )
     def test_a_header_that_would_smuggle_another_is_refused(
-        self, function: ClaudeFunction, headers: dict[str, str]
+        self, idle_function: ClaudeFunction, headers: dict[str, str]
     ) -> None:
-        answer = function.call("POST", "/v1/messages", function.message(), headers=headers)
+        answer = idle_function.call("POST", "/v1/messages", idle_function.message(), headers=headers)
         refused(answer, 400, "invalid_request_error", "invalid_request")
-        assert len(function.claude.exchanges) == 0
+        assert len(idle_function.claude.exchanges) == 0
 
     def test_what_has_no_bound_is_refused_on_a_hard_quota_only(self, function: ClaudeFunction) -> None:
         free = function.add_user("u-2", "free")

@@ -126,8 +126,8 @@ _ENDS = (
     _flow(
         "sent twice",
         "def _update(",
-        'answer["ResponseMetadata"].get("RetryAttempts", 0) > 0',
-        "False",
+        "sent_twice=_sent_twice(answer)",
+        "sent_twice=False",
         200,
         module=METERS,
     ),
@@ -190,8 +190,8 @@ _PLANS = (
     _flow(
         "carry check",
         "def carry_plan(",
-        "self._check_plan_version(meter.key, plan_version), ",
-        "",
+        "self._transact([check, ",
+        "self._transact([",
         4000,
         module=METERS,
     ),

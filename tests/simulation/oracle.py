@@ -188,7 +188,7 @@ class Oracle:
             held = known
             held.open = True
         else:
-            held = Held(nonce, key, sender, self.hub.now, amount, bound)
+            held = Held(nonce, key, sender, self.plan_of(new), self.hub.now, amount, bound)
             self.reservations[nonce] = held
         truth.held[name] = held
         if _number(new, "req_remaining") < 0:
@@ -325,9 +325,7 @@ class Oracle:
         if held.call is not None:
             held.call.starts += 1
         held.call = call
-        item = self.network.table.find(*held.meter)
-        assert item is not None
-        plan = self.plan_of(item)
+        plan = held.plan
         call.sliced, call.hard = plan.slice_output_tokens is not None, plan.hard
         if call.idempotency_key is not None:
             used = (call.user, call.idempotency_key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from tests.simulation.hub import Process
+from tollgate.domain.plans import Plan
 from tollgate.domain.tokens import TokenCounts, TokenWeights
 
 
@@ -80,6 +81,8 @@ class Held:
     nonce: str
     meter: tuple[str, str]
     owner: Process
+    plan: Plan
+    """In force when it was reserved."""
     reserved_at: float
     amount_tokens: int
     prompt_bound_tokens: int

@@ -56,6 +56,12 @@ class RunningStack:
     def near_quota_key(self) -> str:
         return str(self.description["near_quota"]["api_key"])
 
+    @property
+    def upstream_key(self) -> str:
+        """The key with which the gateway calls the fake Claude."""
+        remembered = json.loads((self.base_dir / "state" / "remembered.json").read_text())
+        return str(remembered["fake_upstream_key"])
+
     def output(self) -> str:
         """What the stack has printed so far."""
         return (self.base_dir / "output.txt").read_text(errors="replace")

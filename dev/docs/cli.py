@@ -1,0 +1,56 @@
+"""Writes the generated pages of docs/, or says which of them are out of date.
+
+python -m dev.docs all               settings.md, errors.md, access-patterns.md
+python -m dev.docs settings          one of them
+python -m dev.docs all --check       write nothing; status 1 when a page is not what code says
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dev.docs import access_patterns, errors, settings
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs"
+
+
+PAGES: dict[str, Callable[[Path], str]] = {
+    "access-patterns": access_patterns.page,
+    "errors": errors.page,
+    "settings": settings.page,
+}
+
+
+def write(names: Sequence[str]) -> None:
+    """Writes these pages."""
+    for name in names:
+        (FOLDER / f"{name}.md").write_text(PAGES[name](ROOT), encoding="utf-8")
+
+
+def outdated(names: Sequence[str]) -> list[str]:
+    """Those of these pages that are missing or not what code says."""
+    return [name for name in names if _written(name) != PAGES[name](ROOT)]
+
+
+def _written(name: str) -> str | None:
+    path = FOLDER / f"{name}.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; 1 when a check finds an outdated page."""
+    parser = argparse.ArgumentParser(prog="python -m dev.docs", description="Generated pages of docs/.")
+    parser.add_argument("page", choices=["all", *PAGES])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is out of date")
+    options = parser.parse_args(arguments)
+    names = list(PAGES) if options.page == "all" else [options.page]
+    if not options.check:
+        write(names)
+        return 0
+    for name in (found := outdated(names)):
+        print(f"docs/{name}.md is out of date: python -m dev.docs {name}", file=sys.stderr)
+    return 1 if found else 0
