@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlsplit
 
 from dev import banner
 from dev.engines import ROOT, EngineError
@@ -71,17 +72,25 @@ def _run(options: Options, listener: socket.socket, screen: Screen) -> int:
 
 def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
     parser = argparse.ArgumentParser(prog="python -m dev", description="Run Tollgate on this machine.")
-    parser.add_argument("--port", type=int, help=f"0 takes any free one; default: $PORT or {DEFAULT_PORT}")
+    parser.add_argument("--port", help=f"0 takes any free one; default: $PORT or {DEFAULT_PORT}")
     parser.add_argument("--state-dir", type=Path, help="stack.json, state and logs; default: .dev")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=VALUE", help="of template.yaml")
     parser.add_argument("--fake-claude", default=FAKE_SCRIPT, metavar="SCRIPT", help=f"its behaviour; {FAKE_SCRIPT}")
     parser.add_argument("--concurrency", type=int, default=100, help="most processes per function; more requests wait")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="shorten every function's timeout to this")
     chosen = parser.parse_args(arguments)
-    port = chosen.port if chosen.port is not None else _port(environ.get("PORT", ""))
+    port = _port(chosen.port or environ.get("PORT", ""))
     key = environ.get("ANTHROPIC_API_KEY") or None
     # A key alone means the real API; a base URL means exactly that address, with the key if there is one.
     upstream = environ.get("ANTHROPIC_BASE_URL") or (ANTHROPIC_URL if key else None)
+    if upstream and (urlsplit(upstream).hostname, urlsplit(upstream).port) in (
+        ("127.0.0.1", port),
+        ("localhost", port),
+    ):
+        raise CannotStartError(
+            f"ANTHROPIC_BASE_URL={upstream} is this gateway itself, not an upstream."
+            " Run `unset ANTHROPIC_BASE_URL` in this terminal first."
+        )
     return Options(
         port=port,
         base_dir=(chosen.state_dir or ROOT / ".dev").resolve(),
@@ -138,7 +147,8 @@ def _running_already(lock: IO[str], stack_file: Path) -> str:
 @contextlib.contextmanager
 def _listener(options: Options) -> Iterator[socket.socket]:
     """The port, taken before anything is started for nothing."""
-    with socket.socket() as listener:
+    # With the protocol named, asyncio sets TCP_NODELAY on what is accepted; without, answers wait 40 ms for an ACK.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", options.port))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -99,6 +100,8 @@ class Stack:
         self._listener = listener
         self._screen = screen
         self._begun_at = time.monotonic()
+        shutil.rmtree(options.log_dir, ignore_errors=True)  # of the stack before
+        options.log_dir.mkdir(parents=True)
         self._log = RequestLog(screen)
         self._processes = Processes()
         self._template = Template(ROOT / "template.yaml", {"AllowTestKeys": "true", **options.parameters})
@@ -168,7 +171,8 @@ class Stack:
             case "Claude" if self._options.upstream_url is None:
                 return "built-in fake, streams with exact token counts   (real: export ANTHROPIC_API_KEY=…)"
             case "Claude":
-                return str(self._options.upstream_url)
+                without = "" if self._options.upstream_key else "   (with a made-up key: no ANTHROPIC_API_KEY is set)"
+                return f"{self._options.upstream_url}{without}"
             case "demo data":
                 return ", ".join(f"{user.email} on {user.plan.name}" for user in self._users)
             case _:
@@ -235,7 +239,6 @@ class Stack:
             "AWS_ENDPOINT_URL_SSM": self._cloud.ministack_url,
             "COGNITO_JWKS_URL": self._jwks_url(),
         }
-        self._options.log_dir.mkdir(parents=True, exist_ok=True)
         for name, function in self._local.functions.items():
             self._hosts[name] = FunctionHost(
                 function, overrides, self._processes, self._on_line, concurrency=self._options.concurrency

@@ -156,14 +156,6 @@ def test_a_model_ends_when_its_table_says(tmp_path: Path) -> None:
     assert model.retires_at.isoformat() == "2027-02-01T00:00:00+00:00"
 
 
-def test_an_app_that_names_no_model_gets_the_first_its_plan_allows(tmp_path: Path) -> None:
-    plans = changed(PLANS, 'models = ["claude-a"]', 'models = ["claude-b"]')
-    catalog = read_catalog(write(tmp_path, plans), "mine")
-
-    assert catalog.default_model(catalog.plan("small")).id == "claude-b"
-    assert catalog.default_model(catalog.plan("large")).id == "claude-a"
-
-
 def test_rows_are_sorted_whatever_their_order_in_the_file(tmp_path: Path) -> None:
     sized = changed(ROW, "microusd_per_mtok", "max_prompt_tokens = 1_000\nmicrousd_per_mtok")
     later = changed(ROW, "2026-01-01", "2026-06-01")

@@ -96,7 +96,8 @@ def test_the_callers_limits_stand_in_place_of_the_shared_ones(gateway: Gateway) 
 # ---- up
 
 UNUSUAL = (
-    b'  { "stream":true,\n\t"messages" : [ {"role":"user","content":"caf\\u00e9 \\ud83d\\ude42 \\/ \xc3\xa9 \\"x\\"" } ]\r\n,'
+    b'  { "stream":true,\n\t"messages" : [ {"role":"user",'
+    b'"content":"caf\\u00e9 \\ud83d\\ude42 \\/ \xc3\xa9 \\"x\\"" } ]\r\n,'
     b'"max_tokens":64 , "future_field":{"z":[1.0,1e2,-0,1E+2,0.10],"a":null}, "metadata":{"user_id":"u"},'
     b'"model":"' + MODEL.encode() + b'"}\n \t'
 )

@@ -161,10 +161,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         return {"method": method} if path == "known" else None
 
     gateway = Gateway(local, hosts, tokens, RequestLog(Screen(printed, colour=False)), control)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     server = server_for(gateway)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
     yield Running(listener.getsockname()[1], printed, folder / "stream", _KeySet.pool)
     server.should_exit = True
     for host in hosts.values():

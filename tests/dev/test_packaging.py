@@ -12,6 +12,7 @@ import pytest
 
 from dev.packaging import (
     BOTO_SERVICES,
+    BY_HAND,
     LOCKS,
     PackagingError,
     artifacts,
@@ -40,7 +41,7 @@ def test_every_requirements_file_is_what_pyproject_asks_for() -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the files that the check reads."""
-    for path in ("pyproject.toml", *(entry.path for entry in LOCKS)):
+    for path in ("pyproject.toml", *(entry.path for entry in LOCKS), *BY_HAND):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
@@ -78,6 +79,12 @@ def test_a_pin_without_a_hash_is_noticed(project: Path) -> None:
     path = project / "requirements" / "sam.txt"
     path.write_text(path.read_text() + "left-pad==1.0\n")
     assert check_lock(project) == ["requirements/sam.txt: left-pad has no hash"]
+
+
+def test_the_pin_of_uv_itself_needs_hashes_too(project: Path) -> None:
+    path = project / "requirements" / "uv.txt"
+    path.write_text("uv==0.1\n")
+    assert check_lock(project) == ["requirements/uv.txt: uv has no hash"]
 
 
 def test_a_looser_requirement_than_an_exact_pin_is_refused(project: Path) -> None:

@@ -162,6 +162,21 @@ def test_a_port_held_by_another_program_is_explained(tmp_path: Path) -> None:
     assert "lsof -i :" in done.stdout
 
 
+@pytest.mark.parametrize("port", ["abc", "70000", "-1"])
+def test_a_port_that_is_none_is_refused(tmp_path: Path, port: str) -> None:
+    done = start_again(tmp_path, f"--port={port}")
+    assert done.returncode == 1
+    assert f"PORT={port} is no port" in done.stdout
+
+
+def test_the_gateway_is_never_its_own_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever pasted the Claude Code line with `export` has this variable set in the next terminal command, too."""
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:8799")
+    done = start_again(tmp_path, "--port", "8799")
+    assert done.returncode == 1
+    assert "is this gateway itself" in done.stdout
+
+
 def start_again(base_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dev", "--state-dir", str(base_dir), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)

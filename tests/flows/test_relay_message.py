@@ -220,7 +220,7 @@ class TestACompleteAnswer:
             "cache_read_input_tokens": 40,
             "speed": "standard",
             "inference_geo": "us",
-            "server_tool_use": {"web_search_requests": 2},
+            "server_tool_use": {"web_search_requests": 2, "web_fetch_requests": 1},
         }
         world = World(FakeUpstream())
         world.upstream.says(started(**usage), world.pass_time(2), ended(), STOP)
@@ -249,6 +249,7 @@ class TestACompleteAnswer:
             "cache_write_1h_tokens": 20,
             "cache_read_tokens": 40,
             "prompt_tokens": 80,
+            "price_from": "2025-10-15",
             "charged_tokens": 87,
             "written_off_tokens": 0,
             "cost_picousd": 0,
@@ -257,6 +258,7 @@ class TestACompleteAnswer:
             "service_tier": "standard",
             "inference_geo": "us",
             "web_searches": 2,
+            "web_fetches": 1,
             "upstream": "anthropic",
             "upstream_request_id": "req_up",
         }

@@ -17,17 +17,17 @@ from tollgate.domain.principals import MaxTokensPolicy
 CANARY = "CANARY-prompt-93ab"
 
 
-@pytest.fixture
-def function(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClaudeFunction]:
-    with claude_function(monkeypatch) as function:
-        yield function
-
-
-@pytest.fixture(scope="class")
-def idle_function() -> Iterator[ClaudeFunction]:
-    """One container for all tests of a class whose requests reach nobody and leave nothing."""
+@pytest.fixture(scope="module")
+def container() -> Iterator[ClaudeFunction]:
     with pytest.MonkeyPatch.context() as monkeypatch, claude_function(monkeypatch) as function:
         yield function
+
+
+@pytest.fixture
+def function(container: ClaudeFunction) -> ClaudeFunction:
+    """The same container for every test, as on Lambda, and a new user."""
+    container.next_caller()
+    return container
 
 
 def refused(answer: Answer, status: int, kind: str, code: str) -> str:
@@ -67,7 +67,7 @@ class TestStreams:
 
     def test_carry_our_request_id_and_the_callers_own_standing(self, function: ClaudeFunction) -> None:
         answer = function.send()
-        assert answer.headers["request-id"] == "req-0001"
+        assert answer.headers["request-id"] == function.request_id
         assert answer.headers["x-upstream-request-id"] == function.claude.exchanges[-1].request_id
         assert answer.headers["anthropic-ratelimit-tokens-limit"] == "2000000"
         assert answer.headers["anthropic-ratelimit-unified-status"] == "allowed"
@@ -88,12 +88,12 @@ class TestStreams:
 
     def test_of_one_caller_do_not_colour_those_of_another(self, function: ClaudeFunction) -> None:
         """One container serves many callers, one after the other."""
-        other = function.add_user("u-2", "free")
+        other = function.add_user(f"{function.user_id}-2", "free")
         first, second, third = function.send(), function.send(key=other), function.send()
         assert first.headers["anthropic-ratelimit-tokens-limit"] == "2000000"
         assert second.headers["anthropic-ratelimit-tokens-limit"] == "100000"
         assert third.headers["anthropic-ratelimit-tokens-limit"] == "2000000"
-        assert function.meter("u-1")["t_in"] == 2 * function.meter("u-2")["t_in"]
+        assert function.meter()["t_in"] == 2 * function.meter(f"{function.user_id}-2")["t_in"]
 
 
 class TestWholeAnswers:
@@ -146,18 +146,18 @@ class TestBrokenStreams:
         assert function.items("Request")[0]["outcome"] == "deadline"
 
     def test_that_cost_more_than_is_left_are_stopped_at_their_start(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free")
+        free = function.add_user(f"{function.user_id}-2", "free")
         answer = function.send("Hi [[fake hidden_input=150000]]", key=free)
         assert [name for name, _ in answer.events] == ["error"]
         assert answer.events[0][1]["error"]["type"] == "billing_error"
-        meter = function.meter("u-2")
+        meter = function.meter(f"{function.user_id}-2")
         assert meter["settled"] <= 100_000
         assert meter["settled"] + meter["written_off"] >= 150_000
 
 
 class TestQuota:
     def test_used_up_is_one_refusal_that_tells_when_and_where_to_go_on(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free")
+        free = function.add_user(f"{function.user_id}-2", "free")
         for _ in range(2):
             function.send("x" * 40_000, key=free, max_tokens=4096)
         answer = function.send("x" * 95_000, key=free)
@@ -170,17 +170,17 @@ class TestQuota:
         assert len(function.claude.exchanges) == 2
 
     def test_clamps_max_tokens_and_nothing_else(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free")
+        free = function.add_user(f"{function.user_id}-2", "free")
         body = json.dumps(function.message(max_tokens=64_000), indent=3).encode()
         assert function.call("POST", "/v1/messages", body, key=free).status == 200
         assert function.claude.exchanges[-1].body == body.replace(b"64000", b"4096")
 
     def test_refuses_instead_of_clamping_when_the_key_says_so(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free", policy=MaxTokensPolicy.REFUSE)
+        free = function.add_user(f"{function.user_id}-2", "free", policy=MaxTokensPolicy.REFUSE)
         refused(function.send(key=free, max_tokens=64_000), 400, "invalid_request_error", "max_tokens_too_large")
 
     def test_a_burst_is_a_short_wait(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free")
+        free = function.add_user(f"{function.user_id}-2", "free")
         answers = [function.send("Hi", key=free) for _ in range(12)]
         assert [answer.status for answer in answers[:10]] == [200] * 10
         message = refused(answers[11], 429, "rate_limit_error", "rate_limited")
@@ -189,7 +189,7 @@ class TestQuota:
         assert message
 
     def test_unpaid_is_told_so(self, function: ClaudeFunction) -> None:
-        unpaid = function.add_user("u-2", "pro", paid=False)
+        unpaid = function.add_user(f"{function.user_id}-2", "pro", paid=False)
         refused(function.send(key=unpaid), 402, "billing_error", "payment_required")
 
 
@@ -226,15 +226,8 @@ class TestUpstreamErrors:
         assert answer.status == status
         assert answer.body == bytes(function.claude.exchanges[-1].sent)
         assert answer.error["message"] == "prompt is too long"
-        assert answer.headers["request-id"] == "req-0001"
+        assert answer.headers["request-id"] == function.request_id
         assert function.meter()["settled"] == 0
-
-    def test_unreachable_is_told_and_costs_nothing(self, function: ClaudeFunction) -> None:
-        function.send()
-        function.claude.stop()
-        answer = function.send()
-        assert answer.status == 503
-        assert function.meter()["open_count"] == 0
 
 
 class TestWhoCalls:
@@ -253,12 +246,12 @@ class TestWhoCalls:
         ids=range(8),
     )
     def test_nobody_we_know_is_refused_without_a_table_call(
-        self, idle_function: ClaudeFunction, headers: dict[str, str]
+        self, function: ClaudeFunction, headers: dict[str, str]
     ) -> None:
-        answer = idle_function.call("POST", "/v1/messages", idle_function.message(CANARY), key=None, headers=headers)
+        answer = function.call("POST", "/v1/messages", function.message(CANARY), key=None, headers=headers)
         refused(answer, 401, "authentication_error", "invalid_credentials")
         assert answer.headers["x-should-retry"] == "false"
-        assert len(idle_function.claude.exchanges) == 0
+        assert len(function.claude.exchanges) == 0
 
     def test_the_key_is_taken_from_either_header(self, function: ClaudeFunction) -> None:
         bearer = {"authorization": f"Bearer {function.key}"}
@@ -269,7 +262,7 @@ class TestWhoCalls:
         )
 
     def test_a_revoked_key_is_told_apart_from_an_unknown_one(self, function: ClaudeFunction) -> None:
-        revoked = function.add_user("u-2", "pro", revoked=True)
+        revoked = function.add_user(f"{function.user_id}-2", "pro", revoked=True)
         unknown = mint_api_key(KeyMode.TEST, b"?" * 32)
         refused(function.send(key=revoked), 401, "authentication_error", "revoked")
         refused(function.send(key=unknown), 401, "authentication_error", "invalid_credentials")
@@ -283,10 +276,11 @@ class TestWhoCalls:
 
     @pytest.mark.parametrize("name", ["x-user-id", "x-tenant-id", "x-platform-user-id", "x-amzn-oidc-identity"])
     def test_no_header_changes_who_is_charged(self, function: ClaudeFunction, name: str) -> None:
-        function.add_user("u-2", "pro")
-        answer = function.call("POST", "/v1/messages", function.message(), headers={name: "u-2"})
+        function.add_user(f"{function.user_id}-2", "pro")
+        answer = function.call("POST", "/v1/messages", function.message(), headers={name: f"{function.user_id}-2"})
         assert answer.status == 200
-        assert [meter["PK"] for meter in function.items("Meter")] == ["TENANT#main#USER#u-1"]
+        assert len(function.items("Meter")) == 1
+        assert function.items("Meter", f"{function.user_id}-2") == []
 
 
 def bad_bodies() -> dict[str, tuple[bytes, int, str]]:
@@ -323,14 +317,14 @@ def bad_bodies() -> dict[str, tuple[bytes, int, str]]:
 class TestBadInput:
     @pytest.mark.parametrize(("body", "status", "code"), bad_bodies().values(), ids=bad_bodies())
     def test_gets_a_clear_answer_and_reaches_nobody(
-        self, idle_function: ClaudeFunction, capsys: pytest.CaptureFixture[str], body: bytes, status: int, code: str
+        self, function: ClaudeFunction, capsys: pytest.CaptureFixture[str], body: bytes, status: int, code: str
     ) -> None:
-        answer = idle_function.call("POST", "/v1/messages", body)
+        answer = function.call("POST", "/v1/messages", body)
         assert (answer.status, answer.error["details"]["error_code"]) == (status, code)
         assert answer.error["message"]
         assert CANARY not in answer.body.decode()
-        assert len(idle_function.claude.exchanges) == 0
-        assert idle_function.items("Meter") == []
+        assert len(function.claude.exchanges) == 0
+        assert function.items("Meter") == []
         assert CANARY not in capsys.readouterr().out
 
     def test_a_body_up_to_the_limit_is_taken(self, function: ClaudeFunction) -> None:
@@ -347,14 +341,14 @@ class TestBadInput:
         "headers", [{"anthropic-beta": "a\r\nx-api-key: stolen"}, {"anthropic-version": "\x00"}, {"user-agent": "世"}]
     )
     def test_a_header_that_would_smuggle_another_is_refused(
-        self, idle_function: ClaudeFunction, headers: dict[str, str]
+        self, function: ClaudeFunction, headers: dict[str, str]
     ) -> None:
-        answer = idle_function.call("POST", "/v1/messages", idle_function.message(), headers=headers)
+        answer = function.call("POST", "/v1/messages", function.message(), headers=headers)
         refused(answer, 400, "invalid_request_error", "invalid_request")
-        assert len(idle_function.claude.exchanges) == 0
+        assert len(function.claude.exchanges) == 0
 
     def test_what_has_no_bound_is_refused_on_a_hard_quota_only(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-2", "free")
+        free = function.add_user(f"{function.user_id}-2", "free")
         tools = [{"type": "web_search_20260318", "name": "web_search"}]
         message = refused(function.send(key=free, tools=tools), 400, "invalid_request_error", "unbounded_request")
         assert "web_search_20260318" in message
@@ -385,18 +379,6 @@ class TestSecrecy:
         kept = written.out + written.err + repr(function.table.items())
         for secret in (CANARY, function.key, UPSTREAM_KEY, PEPPER):
             assert secret not in kept
-
-    def test_a_fault_of_ours_tells_nothing(
-        self, function: ClaudeFunction, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        function.send()
-        monkeypatch.setenv("TABLE_NAME", "gone")
-        function.table.client.delete_table(TableName=function.table.name)
-        answer = function.send(CANARY)
-        assert refused(answer, 500, "api_error", "internal_error")
-        written = capsys.readouterr().out
-        assert CANARY not in written + answer.body.decode()
-        assert '"request_failed"' in written
 
 
 def test_the_body_may_come_as_text_or_base64(function: ClaudeFunction) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 
@@ -20,14 +21,13 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[ClaudeFunction]:
-    """One container for the whole file: nothing here depends on what came before."""
     with pytest.MonkeyPatch.context() as monkeypatch, claude_function(monkeypatch) as function:
         yield function
 
 
 @pytest.fixture
 def function(container: ClaudeFunction) -> ClaudeFunction:
-    container.claude.exchanges.clear()
+    container.next_caller()
     return container
 
 
@@ -88,23 +88,22 @@ class TestSimpleForm:
 
 class TestCountTokens:
     def test_passes_both_ways_byte_for_byte_and_is_not_charged(self, function: ClaudeFunction) -> None:
-        before = function.items("Meter"), function.items("Request")
         body = json.dumps({"model": MODEL, "messages": HELLO}, indent=1).encode()
         answer = function.call("POST", "/v1/messages/count_tokens", body, query="beta=true")
         exchange = function.claude.exchanges[-1]
         assert (exchange.body, exchange.target) == (body, "/v1/messages/count_tokens?beta=true")
         assert answer.status == 200
         assert answer.body == bytes(exchange.sent)
-        assert (function.items("Meter"), function.items("Request")) == before
+        assert function.items("Meter") == function.items("Request") == []
 
     def test_is_never_stopped_by_a_quota(self, function: ClaudeFunction) -> None:
-        free = function.add_user("u-full", "free")
+        free = function.add_user(f"{function.user_id}-full", "free")
         function.send("x" * 95_000, key=free)
         body = {"model": MODEL, "messages": [{"role": "user", "content": "y" * 150_000}]}
         assert function.call("POST", "/v1/messages/count_tokens", body, key=free).status == 200
 
     def test_has_a_rate_limit_of_its_own(self, function: ClaudeFunction) -> None:
-        busy = function.add_user("u-busy", "pro")
+        busy = function.add_user(f"{function.user_id}-busy", "pro")
         body = {"model": MODEL, "messages": HELLO}
         answers = [function.call("POST", "/v1/messages/count_tokens", body, key=busy) for _ in range(BURST + 5)]
         assert [answer.status for answer in answers[:BURST]] == [200] * BURST
@@ -149,7 +148,7 @@ class TestModels:
         ids: list[str] = []
         page = model_page(models, {"limit": str(limit)})
         for _ in range(len(models) + 1):
-            ids += [model["id"] for model in page["data"]]  # type: ignore[attr-defined]  a JSON document
+            ids += [model["id"] for model in cast("list[dict[str, str]]", page["data"])]
             if not page["has_more"]:
                 break
             page = model_page(models, {"limit": str(limit), "after_id": str(page["last_id"])})
@@ -172,11 +171,11 @@ class TestModels:
 
 class TestKey:
     def test_tells_what_it_may_know_of_itself(self, function: ClaudeFunction) -> None:
-        key = function.add_user("u-key", "free")
+        key = function.add_user(f"{function.user_id}-key", "free")
         function.send(key=key)
         data = function.call("GET", "/v1/key", key=key).json["data"]
-        meter = function.meter("u-key")
-        assert data["label"] == "key of u-key"
+        meter = function.meter(f"{function.user_id}-key")
+        assert data["label"] == f"key of {function.user_id}-key"
         assert (data["limit"], data["usage"], data["limit_remaining"]) == (
             100_000,
             meter["settled"],
@@ -190,7 +189,7 @@ class TestKey:
         assert key not in json.dumps(data)
 
     def test_of_a_user_who_never_called_is_all_there(self, function: ClaudeFunction) -> None:
-        data = function.call("GET", "/v1/key", key=function.add_user("u-new", "free")).json["data"]
+        data = function.call("GET", "/v1/key", key=function.add_user(f"{function.user_id}-new", "free")).json["data"]
         assert (data["usage"], data["reserved"], data["limit_remaining"]) == (0, 0, 100_000)
 
     def test_is_nobodys_without_a_credential(self, function: ClaudeFunction) -> None:

@@ -134,8 +134,8 @@ _ENDS = (
     _flow(
         "expired record",
         "def expire(",
-        "self._transact([self._in_transaction(key, update), put])",
-        "self._transact([self._in_transaction(key, update)])",
+        "[self._in_transaction(key, update), put]",
+        "[self._in_transaction(key, update)]",
         400,
         module=METERS,
     ),

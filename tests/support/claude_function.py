@@ -58,13 +58,22 @@ class Answer:
 
 
 class ClaudeFunction:
-    """One container of the function, with a user on a plan of the default catalog."""
+    """One container of the function, and the caller of the test at hand."""
 
     def __init__(self, table: CountedTable, claude: FakeClaude) -> None:
         self.table = table
         self.claude = claude
+        self.request_id = ""
+        """Of the last call."""
+        self._users = count(1)
         self._numbers = count(1)
-        self.key = self.add_user("u-1", "pro")
+        self.next_caller()
+
+    def next_caller(self, plan_id: str = "pro") -> None:
+        """A new user calls from now on, and upstream forgets what it was asked: one container serves many tests."""
+        self.user_id = f"u-{next(self._users)}"
+        self.key = self.add_user(self.user_id, plan_id)
+        self.claude.exchanges.clear()
 
     def add_user(
         self,
@@ -140,7 +149,8 @@ class ClaudeFunction:
             "body": text,
             "isBase64Encoded": encoded,
         }
-        context = LambdaContext("claude", f"req-{next(self._numbers):04d}", int(seconds * 1000))
+        self.request_id = f"req-{next(self._numbers):04d}"
+        context = LambdaContext("claude", self.request_id, int(seconds * 1000))
         answer = app.handler(event, context)
         assert answer is not None
         body = answer["body"]
@@ -160,16 +170,17 @@ class ClaudeFunction:
     def send(self, text: str = "Hello", *, key: str = "", seconds: float = 600, **changes: Any) -> Answer:  # noqa: ANN401
         return self.call("POST", "/v1/messages", self.message(text, **changes), key=key, seconds=seconds)
 
-    def items(self, kind: str) -> list[dict[str, Any]]:
-        """Stored items of one Type, as plain values."""
+    def items(self, kind: str, user_id: str = "") -> list[dict[str, Any]]:
+        """A user's stored items of one Type, as plain values."""
         found = [
             {name: int(value["N"]) if "N" in value else next(iter(value.values())) for name, value in item.items()}
             for item in self.table.items()
         ]
-        return [item for item in found if item["Type"] == kind]
+        key = f"TENANT#main#USER#{user_id or self.user_id}"
+        return [item for item in found if item["Type"] == kind and item["PK"] == key]
 
-    def meter(self, user_id: str = "u-1") -> dict[str, Any]:
-        [meter] = [item for item in self.items("Meter") if item["PK"].endswith(f"USER#{user_id}")]
+    def meter(self, user_id: str = "") -> dict[str, Any]:
+        [meter] = self.items("Meter", user_id)
         return meter
 
 

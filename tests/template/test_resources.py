@@ -377,9 +377,11 @@ def test_the_alarms_watch_what_hurts() -> None:
         ("AWS/Lambda", "Errors"),
         ("AWS/Lambda", "Throttles"),
         ("AWS/Lambda", "Duration"),
+        ("AWS/Lambda", "Url5xxCount"),
         ("AWS/ApiGateway", "5xx"),
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
         ("Tollgate", "UpstreamKeyFaults"),
+        ("Tollgate", "PromptAboveBound"),
     }
 
 

@@ -59,10 +59,6 @@ class Catalog:
             raise CatalogError("plans.toml", f"plans.{plan_id}", "", "no such plan; keep a plan while users are on it")
         return plan
 
-    def default_model(self, plan: Plan) -> Model:
-        """What an app gets that names no model: the first of models.toml that the plan allows."""
-        return next(model for model in self.models.values() if plan.allows_model(model.id))
-
     def resolve_model(self, name: str) -> Model | None:
         """The model of an id, an alias or a dated snapshot (`<id>-20251001`); None when it is not ours."""
         model_id = self.model_ids.get(name)

@@ -27,6 +27,7 @@ class Usage:
     service_tier: str | None = None
     inference_geo: str | None = None
     web_searches: int = 0
+    web_fetches: int = 0
 
     @property
     def counts(self) -> TokenCounts:

@@ -556,7 +556,8 @@ class _Exchange:
 
     def _record(self, relayed: Relayed) -> RequestRecord:
         usage, counts = relayed.usage, relayed.usage.counts
-        first_byte = self._first_byte_at_seconds
+        first_byte, began_at = self._first_byte_at_seconds, datetime.fromtimestamp(self._began_at_seconds, UTC)
+        price = self._model_of(usage, UsageEntry(counts)).price_row(counts.prompt_tokens, began_at)
         return RequestRecord(
             tenant_id=self._grant.key.tenant_id,
             user_id=self._grant.key.user_id,
@@ -565,7 +566,7 @@ class _Exchange:
             credential_id=self._call.principal.credential_id,
             period_id=self._grant.key.period.id,
             plan_id=self._admission.account.plan.id,
-            began_at=datetime.fromtimestamp(self._began_at_seconds, UTC),
+            began_at=began_at,
             duration_ms=self._milliseconds_since_begin(),
             first_byte_ms=None if first_byte is None else int((first_byte - self._began_at_seconds) * 1000),
             model=self._admission.model.id,
@@ -574,6 +575,8 @@ class _Exchange:
             estimated=relayed.estimated,
             counts=counts,
             prompt_tokens=counts.prompt_tokens,
+            price_from=price.effective_from,
+            price_max_prompt_tokens=price.max_prompt_tokens,
             charged_tokens=relayed.charged_tokens,
             written_off_tokens=relayed.written_off_tokens,
             cost_picousd=relayed.cost_picousd,
@@ -582,6 +585,7 @@ class _Exchange:
             service_tier=usage.service_tier,
             inference_geo=usage.inference_geo,
             web_searches=usage.web_searches,
+            web_fetches=usage.web_fetches,
             upstream_request_id=self._upstream_request_id,
         )
 

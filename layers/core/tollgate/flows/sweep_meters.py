@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tollgate.catalog.loader import Catalog
+from tollgate.domain.plans import ExpiryPolicy
 from tollgate.domain.sources import Clock
 from tollgate.flows.ledger import Ledger
 from tollgate.storage.meters import SHARDS, Meters
 
 MONTHS_BACK = 2
 """A period that starts on the 31st ends a month later, and a call that crossed its end is open for minutes more."""
+
+POLICY_WITHOUT_PLAN = ExpiryPolicy.INPUT
+"""For a meter whose plan is no longer in the catalog: one such user must not stop the sweep of all the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,8 @@ def sweep_meters(
                 if meter is None:
                     continue
                 seen += 1
-                expired += ledger.sweep(meter, catalog.plan(meter.plan_id).expiry_policy)
+                plan = catalog.plans.get(meter.plan_id)
+                expired += ledger.sweep(meter, plan.expiry_policy if plan else POLICY_WITHOUT_PLAN)
     return SweepReport(seen, expired, complete=True)
 
 

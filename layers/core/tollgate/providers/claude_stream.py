@@ -232,14 +232,16 @@ class UsageFields:
 
     def usage(self) -> Usage:
         fields = self._fields
-        searches = fields.get("server_tool_use")
+        tools = fields.get("server_tool_use")
+        tools = tools if isinstance(tools, dict) else {}
         return Usage(
             entries=self._entries(),
             model=self.model,
             speed=_text(fields.get("speed")),
             service_tier=_text(fields.get("service_tier")),
             inference_geo=_text(fields.get("inference_geo")),
-            web_searches=_count(searches.get("web_search_requests")) if isinstance(searches, dict) else 0,
+            web_searches=_count(tools.get("web_search_requests")),
+            web_fetches=_count(tools.get("web_fetch_requests")),
         )
 
     def _entries(self) -> tuple[UsageEntry, ...]:

@@ -7,7 +7,7 @@ provider's own report are made of. No prompt and no answer is ever stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Final
 
@@ -61,6 +61,9 @@ class RequestRecord:
     counts: TokenCounts
     prompt_tokens: int
     """Input, cache reads and cache writes together: decides the price row."""
+    price_from: date
+    """Effective date of the price row, and below the largest prompt it prices (None: any)."""
+    price_max_prompt_tokens: int | None
     charged_tokens: int
     """Billable tokens."""
     written_off_tokens: int
@@ -70,6 +73,7 @@ class RequestRecord:
     service_tier: str | None
     inference_geo: str | None
     web_searches: int
+    web_fetches: int
     upstream_request_id: str | None
 
 
@@ -111,6 +115,8 @@ def _item(record: RequestRecord) -> dict[str, str | int | bool | None]:
         "cache_write_1h_tokens": counts.cache_write_1h_tokens,
         "cache_read_tokens": counts.cache_read_tokens,
         "prompt_tokens": record.prompt_tokens,
+        "price_from": record.price_from.isoformat(),
+        "price_max_prompt_tokens": record.price_max_prompt_tokens,
         "charged_tokens": record.charged_tokens,
         "written_off_tokens": record.written_off_tokens,
         "cost_picousd": record.cost_picousd,
@@ -119,6 +125,7 @@ def _item(record: RequestRecord) -> dict[str, str | int | bool | None]:
         "service_tier": record.service_tier,
         "inference_geo": record.inference_geo,
         "web_searches": record.web_searches,
+        "web_fetches": record.web_fetches,
         "upstream": UPSTREAM,
         "upstream_request_id": record.upstream_request_id,
     }
