@@ -20,9 +20,15 @@ def tick(screen: Screen, name: str, text: str, seconds: float | None) -> str:
     return f" {screen.paint('green', '✓')} {name:<17}{text:<82}{took}".rstrip()
 
 
-def ready(screen: Screen, url: str, users: tuple[DemoUser, ...], catalog: Catalog, seconds: float) -> str:
-    """Everything there is to know once requests are answered; every link in it works."""
+def ready(
+    screen: Screen, url: str, users: tuple[DemoUser, ...], catalog: Catalog, seconds: float, *, online: bool
+) -> str:
+    """Everything there is to know once requests are answered; every link in it works.
+
+    `online`: upstream is elsewhere, so this does need a network.
+    """
     demo = users[0]
+    needs = "No AWS account or Docker needed." if online else "No AWS account, Docker or network needed."
     model = common_model(catalog, users)
     body = {
         "model": model,
@@ -31,7 +37,7 @@ def ready(screen: Screen, url: str, users: tuple[DemoUser, ...], catalog: Catalo
         "messages": [{"role": "user", "content": "Hello"}],
     }
     lines = [
-        f"   No AWS account, Docker or network needed.{'':<50}{screen.paint('bold', f'ready in {seconds:.1f} s')}",
+        f"   {needs:<91}{screen.paint('bold', f'ready in {seconds:.1f} s')}",
         "",
         f"   Gateway   {screen.paint('bold', url)}",
         "",

@@ -67,11 +67,11 @@ class FunctionHost:
         self._closed = False
         self._command = _command(function)
 
-    def prewarm(self) -> None:
-        """Starts one process and returns when it waits for work; a failure shows at the first request."""
+    def prewarm(self) -> bool:
+        """Starts one process and returns when it waits for work; False when it did not start, which has been logged."""
         with self._state:
             self._starting += 1
-        self._start_worker()
+        return self._start_worker()
 
     def invoke(self, event: bytes, journey: Journey, timeout_seconds: float | None = None) -> Iterator[Part]:
         """Runs the function once and yields its answer's parts as they come.
@@ -150,7 +150,7 @@ class FunctionHost:
             self._starting += 1
             threading.Thread(target=self._start_worker, name=f"start-{self.function.label}", daemon=True).start()
 
-    def _start_worker(self) -> None:
+    def _start_worker(self) -> bool:
         worker: _Worker | None = None
         failed: Failed | None = None
         generation = self._generation
@@ -174,6 +174,7 @@ class FunctionHost:
             self._state.notify_all()
         if worker is not None and not keep:
             worker.end()
+        return failed is None
 
     def _give_back(self, worker: _Worker, *, usable: bool) -> None:
         with self._state:

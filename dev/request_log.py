@@ -101,6 +101,15 @@ def parse_line(text: str) -> Json | None:
     return line if isinstance(line, dict) and "_aws" not in line and ("message" in line or "type" in line) else None
 
 
+def loud_text(event: Json) -> str:
+    """A warning or an error as a person reads it: what, which error, where."""
+    names = ("errorType", "errorMessage", "error_type", "error", "error_at")  # AWS's runtime client's, then our own
+    details = [str(event[name]) for name in names if event.get(name) and event[name] != event.get("message")]
+    trace = [str(line).rstrip() for line in event.get("stackTrace") or ()]
+    head = "  ".join([str(event.get("level", "")), str(event.get("message", "")), *details])
+    return "\n".join([head.strip(), *trace])
+
+
 def _facts(events: list[Json]) -> Json:
     """All fields of all lines, the later ones winning."""
     facts: Json = {}

@@ -49,7 +49,7 @@ from dev.provision import (
     ensure_table,
     ensure_user,
 )
-from dev.request_log import RequestLog, Screen, parse_line
+from dev.request_log import RequestLog, Screen, loud_text, parse_line
 from dev.runtime_api import Buffered, Failed
 from dev.schedule import next_run_at
 from dev.seed import PASSWORD, DemoUser, seed_user, wanted_users
@@ -109,6 +109,7 @@ class Stack:
         self._remembered = Remembered.load(self._remembered_file)
         self._hosts: dict[str, FunctionHost] = {}
         self._users: tuple[DemoUser, ...] = ()
+        self._started = False
         self.serving = False
         self._stopping = threading.Event()
         self._log_files = threading.Lock()
@@ -175,8 +176,10 @@ class Stack:
                 return f"{self._options.upstream_url}{without}"
             case "demo data":
                 return ", ".join(f"{user.email} on {user.plan.name}" for user in self._users)
-            case _:
+            case _ if self._started:
                 return "the Claude function waits for its first request"
+            case _:
+                return "the Claude function did NOT start, as said above; mend it and it starts anew"
 
     def _start_ministack(self) -> Engine:
         install_engines()
@@ -248,7 +251,7 @@ class Stack:
         return f"{self._cloud.ministack_url}/{self._remembered.pool_id}/.well-known/jwks.json"
 
     def _prewarm(self) -> None:
-        self._hosts[self._data_plane().logical_id].prewarm()
+        self._started = self._hosts[self._data_plane().logical_id].prewarm()
 
     def _seed(self) -> None:
         cognito = self._cloud.cognito()
@@ -313,7 +316,8 @@ class Stack:
     def banner(self) -> None:
         """Prints where everything is and what to paste."""
         seconds = time.monotonic() - self._begun_at
-        self._screen.line(banner.ready(self._screen, self.url, self._users, self._catalog, seconds))
+        online = self._options.upstream_url is not None
+        self._screen.line(banner.ready(self._screen, self.url, self._users, self._catalog, seconds, online=online))
 
     async def _control(self, method: str, path: str) -> dict[str, Any] | None:
         match method, path:
@@ -393,7 +397,8 @@ class Stack:
         if event is None and text.startswith("{"):
             return  # metrics
         if event is None or str(event.get("level", "")).upper() in LOUD_LEVELS:
-            self._screen.line(self._screen.paint("yellow", f"   {function.label}: ") + text)
+            shown = text if event is None else loud_text(event)
+            self._screen.line(self._screen.paint("yellow", f"   {function.label}: ") + shown)
 
     # Stop.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 
-from dev.request_log import Outcome, RequestLog, Screen, parse_line
+from dev.request_log import Outcome, RequestLog, Screen, loud_text, parse_line
 
 AT = datetime(2026, 11, 20, 4, 12, 7, tzinfo=UTC)
 
@@ -61,3 +61,13 @@ def test_a_closed_screen_is_no_reason_to_stop() -> None:
     out = io.StringIO()
     out.close()
     Screen(out, colour=False).line("nobody reads this")
+
+
+def test_an_error_shows_what_and_where() -> None:
+    event = {
+        "level": "ERROR",
+        "message": "as asked",
+        "errorType": "ValueError",
+        "stackTrace": ["  File x\n", "  raise\n"],
+    }
+    assert loud_text(event) == "ERROR  as asked  ValueError\n  File x\n  raise"

@@ -179,7 +179,13 @@ class LedgerCall:
         assert grant is not None
         if world.is_stalled_by_adversary():
             self._sleep(world.stall_seconds())
-        settled = self.container.ledger.settle(grant, settlement)
+        outages = self.process.outages
+        try:
+            settled = self.container.ledger.settle(grant, settlement)
+        except StoreUnavailableError:
+            if outages == self.process.outages:
+                world.oracle.report("unsettled", f"{self.process.name} was not settled although the table answered")
+            raise
         self.seen["settled_late"] += settled.late
         self.call.settled_at = world.hub.now
         if rng.random() < world.levels.settled_twice:

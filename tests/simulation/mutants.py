@@ -328,7 +328,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        return bool(self.caught) != bool(self.mutant.survives_because)
+        return bool(self.caught or self.mutant.survives_because)
 
 
 def try_mutants(mutants: tuple[Mutant, ...], *, jobs: int, full_seeds: int | None = None) -> Iterator[Verdict]:

@@ -17,7 +17,7 @@ from tests.simulation.memory_table import Change, item_size
 from tests.simulation.network import Network
 from tests.simulation.truth import Call, Held
 from tollgate.domain.ledger import SKEW_SECONDS
-from tollgate.domain.plans import Plan
+from tollgate.domain.plans import ExpiryPolicy, Plan
 from tollgate.domain.tokens import TokenCounts
 
 Key = tuple[str, str]
@@ -62,12 +62,13 @@ def parse_reservation(text: str) -> tuple[int, int, str, int]:
 class Oracle:
     """One per run. `violations` stays empty in a correct run."""
 
-    def __init__(self, hub: Hub, plans: dict[str, Plan], seen: Counter[str], *, clock_error: float, adversarial: bool, cost_picousd: Callable[[TokenCounts], int]) -> None:
+    def __init__(self, hub: Hub, plans: dict[str, Plan], seen: Counter[str], *, clock_error: float, adversarial: bool, policy: ExpiryPolicy, cost_picousd: Callable[[TokenCounts], int]) -> None:
         self.hub = hub
         self.plans = plans
         self.seen = seen
         self.clock_error = clock_error
         self.adversarial = adversarial
+        self.policy = policy
         self.cost_picousd = cost_picousd
         self.violations: list[Violation] = []
         self.meters: defaultdict[Key, MeterTruth] = defaultdict(MeterTruth)
@@ -252,6 +253,9 @@ class Oracle:
         held.swept = True
         if charged + written_off != held.amount_tokens:
             self.report("lost_tokens", f"{key} swept {held.nonce}: {charged} + {written_off} of {held.amount_tokens}")
+        expected = {ExpiryPolicy.STRICT: held.amount_tokens, ExpiryPolicy.VOID: 0}
+        if charged != expected.get(self.policy, min(held.amount_tokens, held.prompt_bound_tokens)):
+            self.report("expiry_charge", f"{key} {held.nonce}: {charged} of {held.amount_tokens} under {self.policy}")
         owner = held.owner
         if owner.running and not self.adversarial:
             self.report("swept_alive", f"{key} {held.nonce} swept while {owner.name} lives")
@@ -398,7 +402,8 @@ class Oracle:
 
     # ---- the end of the run
 
-    def check_end(self, meters: Iterable[tuple[str, str, Item]], *, strict: bool) -> None:
+    def check_end(self, meters: Iterable[tuple[str, str, Item]]) -> None:
+        strict = self.policy is ExpiryPolicy.STRICT
         used: Counter[Key] = Counter()
         excused: Counter[Key] = Counter()
         for held in self.reservations.values():

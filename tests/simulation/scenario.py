@@ -121,7 +121,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     policy = options.policy or rng.choice(list(ExpiryPolicy))
     adversarial = options.adversarial if options.adversarial is not None else rng.random() < 0.3
     relay = options.relay if options.relay is not None else rng.random() < 0.4
-    timeout = rng.choice([60.0, 120.0, 300.0])
+    timeout = rng.choice([20.0, 60.0, 120.0, 300.0])
     span = rng.choice([20.0, 100.0, 100.0, 800.0, 3000.0])
     kind, anchor, inside = rng.choice(_BOUNDARIES)
     period = period_at(kind, anchor, inside)
@@ -207,11 +207,15 @@ def _draw_plans(rng: random.Random, policy: ExpiryPolicy, kind: PeriodKind) -> d
 def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[Request, ...]:
     count = rng.choice([8, 16, 28, 48])
     herds = rng.random() < 0.5
+    at_the_boundary = rng.random() < 0.5
     requests: list[Request] = []
     for index in range(count):
         at = rng.random() * scenario.span_seconds
         if herds:
             at = at // 30 * 30 + rng.random() * 0.2
+        at += scenario.start_seconds
+        if scenario.boundary_seconds is not None and at_the_boundary and rng.random() < 0.4:
+            at = scenario.boundary_seconds + rng.choice([rng.uniform(-5, 8), 5 + rng.random() * 0.02])
         prompt = rng.choice([5, 50, 300, 2000])
         bound = int(prompt * rng.uniform(1.0, 2.0)) + 1
         if rng.random() < scenario.levels.hidden_prompt:
@@ -219,7 +223,7 @@ def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[
         repeats = rng.random() < scenario.levels.repeated_request
         request = Request(
             user=rng.randrange(users),
-            at_seconds=scenario.start_seconds + at,
+            at_seconds=at,
             prompt_tokens=prompt,
             bound_tokens=bound,
             max_tokens=rng.choice([10, 50, 400, 1000, 4000]),
@@ -249,7 +253,7 @@ def _draw_plan_changes(rng: random.Random, scenario: Scenario, users: int) -> tu
         for _ in range(rng.choice([0, 0, 1, 3])):
             at = scenario.start_seconds + rng.random() * scenario.span_seconds
             if scenario.boundary_seconds is not None and rng.random() < 0.4:
-                at = scenario.boundary_seconds + rng.uniform(-6, 6)
+                at = scenario.boundary_seconds + rng.uniform(-6, 3)
             deliveries = tuple(
                 at + rng.choice([0, 0.01, 3, 60]) * rng.random() for _ in range(rng.choice([1, 1, 2, 3]))
             )

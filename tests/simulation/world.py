@@ -30,7 +30,6 @@ from tollgate.domain.errors import (
 )
 from tollgate.domain.ledger import MIN_OUTPUT_TOKENS
 from tollgate.domain.periods import period_at
-from tollgate.domain.plans import ExpiryPolicy
 from tollgate.domain.pricing import Model, PriceRow, TokenPrices
 from tollgate.domain.principals import Profile
 from tollgate.domain.tokens import TokenCounts
@@ -66,6 +65,7 @@ class World:
             self.seen,
             clock_error=scenario.clock_error_seconds,
             adversarial=scenario.adversarial,
+            policy=scenario.policy,
             cost_picousd=self.cost_picousd,
         )
         self.oracle.timeout_seconds = scenario.timeout_seconds
@@ -133,7 +133,7 @@ class World:
             self.hub.run()
             self._spawn(f"probe{user}", lambda container, user=user: self._probe(container, user), mortal=False)
             self.hub.run()
-        self.oracle.check_end(self._meters(), strict=scenario.policy is ExpiryPolicy.STRICT)
+        self.oracle.check_end(self._meters())
 
     def _meters(self) -> list[tuple[str, str, Any]]:
         return [(pk, sk, item) for pk, sk, item in self.table.items() if sk.startswith("USAGE#")]

@@ -220,10 +220,17 @@ class Gateway:
         return found
 
     def meter(self, user: User) -> Meter:
-        """The meter as stored, with the sums checked that hold after every write."""
+        """The meter as stored."""
+        meter = self.find_meter(user)
+        assert meter is not None
+        return meter
+
+    def find_meter(self, user: User) -> Meter | None:
+        """The same, None before the first call; with the sums checked that hold after every write."""
         period = period_at(user.period_kind, user.anchor_at, datetime.now(UTC))
         meter = Meters(self.table).find(MeterKey("main", user.id, period))
-        assert meter is not None
+        if meter is None:
+            return None
         assert meter.remaining_tokens == meter.quota_tokens - meter.settled_tokens - meter.reserved_tokens
         assert meter.open_count == len(meter.reservations)
         assert meter.remaining_tokens >= -meter.overage_cap_tokens

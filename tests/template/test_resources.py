@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from dev.packaging import BOTO_SERVICES
+from tests.support import engines
+from tests.support.moto_table import moto_table
 from tests.support.sam import (
     NO_VALUE,
     ROOT,
@@ -403,3 +405,25 @@ def test_our_own_metrics_are_ones_that_code_emits() -> None:
             assert f'"{properties["MetricName"]}"' in sources, name
             [service] = [dimension["Value"] for dimension in properties["Dimensions"]]
             assert service in FUNCTIONS, name
+
+
+# --- What stands in for it ------------------------------------------------------------------------------------------
+
+
+def keys_of(table: Any) -> dict[str, Any]:  # noqa: ANN401  boto3's TableDescription
+    """What makes a table that table: keys, and the index with its projection."""
+    [index] = table["GlobalSecondaryIndexes"]
+    return {
+        "keys": table["KeySchema"],
+        "index": (index["IndexName"], index["KeySchema"], index["Projection"]),
+        "attributes": sorted(table["AttributeDefinitions"], key=lambda attribute: attribute["AttributeName"]),
+    }
+
+
+def test_tests_use_a_table_with_the_templates_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two helpers make tables for tests; neither may drift from what is deployed."""
+    expected = keys_of(only("AWS::DynamoDB::Table")["Properties"])
+    with moto_table(monkeypatch) as table:
+        assert keys_of(table.client.describe_table(TableName=table.name)["Table"]) == expected
+        engines.create_table(table.client, "another")
+        assert keys_of(table.client.describe_table(TableName="another")["Table"]) == expected

@@ -89,6 +89,17 @@ def test_every_environment_deploys_without_a_question() -> None:
     assert len(stacks) == 3
 
 
+def test_no_environment_overrides_a_parameter_that_there_is_not() -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())
+    known = load_template()["Parameters"].keys()
+    for environment, commands in config.items():
+        if environment == "version":
+            continue
+        for command, entry in commands.items():
+            overridden = {pair.split("=", 1)[0] for pair in entry["parameters"].get("parameter_overrides", [])}
+            assert overridden <= known, f"{environment}.{command}"
+
+
 def test_every_parameter_has_a_default_that_its_own_rules_allow() -> None:
     for name, parameter in load_template()["Parameters"].items():
         assert "Default" in parameter, name
