@@ -81,12 +81,6 @@ def test_a_pin_without_a_hash_is_noticed(project: Path) -> None:
     assert check_lock(project) == ["requirements/sam.txt: left-pad has no hash"]
 
 
-def test_the_pin_of_uv_itself_needs_hashes_too(project: Path) -> None:
-    path = project / "requirements" / "uv.txt"
-    path.write_text("uv==0.1\n")
-    assert check_lock(project) == ["requirements/uv.txt: uv has no hash"]
-
-
 def test_a_looser_requirement_than_an_exact_pin_is_refused(project: Path) -> None:
     replace(project / "pyproject.toml", '"boto3==1.44.5"', '"boto3>=1.44"')
     with pytest.raises(PackagingError, match=r"boto3>=1\.44"):

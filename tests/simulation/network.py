@@ -154,13 +154,15 @@ class Network:
         hub.sleep(process, latency * 2)
         if kind == "failed":
             raise refusal(operation, "InternalServerError")
-        if kind == "throttled":
+        whole = operation != "TransactWriteItems"
+        if kind == "throttled" and (whole or rng.random() < 0.5):
             raise refusal(operation, "ProvisionedThroughputExceededException")
-        if operation != "TransactWriteItems":
+        if whole:
             raise refusal(operation, "TransactionConflictException")
-        process.outages += 1
         reasons: list[dict[str, Any]] = [{"Code": "None"} for _ in request["TransactItems"]]
-        reasons[-1] = {"Code": "TransactionConflict", "Message": "Transaction is ongoing for the item"}
+        code = "TransactionConflict" if kind == "conflict" else "ThrottlingError"
+        reasons[rng.randrange(len(reasons))] = {"Code": code, "Message": "Try again"}
+        process.outages += 1
         raise cancellation(reasons)
 
     def _apply_after(

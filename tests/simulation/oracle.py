@@ -189,7 +189,7 @@ class Oracle:
             held = known
             held.open = True
         else:
-            held = Held(nonce, key, sender, self.plan_of(new), self.hub.now, amount, bound)
+            held = Held(name[2:], nonce, key, sender, self.plan_of(new), self.hub.now, amount, bound)
             self.reservations[nonce] = held
         truth.held[name] = held
         if _number(new, "req_remaining") < 0:
@@ -427,6 +427,18 @@ class Oracle:
             if not self.adversarial and used[key] > truth.most_room + excused[key]:
                 self.report("truth_over_limit", f"{key} used {used[key]} of {truth.most_room} (+{excused[key]} written off)")
         self.seen["used_tokens"] += sum(used.values())
+
+    def check_records(self, records: Iterable[Item]) -> None:
+        """What a request record says was charged is what the meter was charged."""
+        by_id = {held.id: held for held in self.reservations.values() if held.id not in self.shared_ids}
+        for record in records:
+            self.seen["records"] += 1
+            held = by_id.get(record["reservation_id"]["S"])
+            if held is None or held.call is None or held.call.settled_at is None:
+                continue
+            told = _number(record, "charged_tokens"), _number(record, "written_off_tokens")
+            if told != (held.charged_tokens, held.written_off_tokens):
+                self.report("record", f"{held.nonce}: {told} told, {held.charged_tokens}, {held.written_off_tokens} booked")
 
     def _check_reservation(self, held: Held) -> None:
         call = held.call

@@ -96,6 +96,8 @@ class Scenario:
     weights: TokenWeights
     pace_seconds: float
     """Longest pause between two chunks of an answer."""
+    whole_job: bool
+    """The last sweep goes through the scheduled job's own listing of meters."""
     containers: int
     """How many warm containers may be reused; 0: every invocation starts cold."""
 
@@ -151,6 +153,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         sweeps_at=_sweeps(rng, start, span + timeout + 120),
         weights=rng.choice(_WEIGHTS) if relay else TokenWeights(),
         pace_seconds=rng.choice([0.2, 0.5, 5, 15]),
+        whole_job=rng.random() < 0.15,
         containers=rng.choice([0, 1, 4]),
     )
     return replace(
@@ -205,7 +208,7 @@ def _draw_plans(rng: random.Random, policy: ExpiryPolicy, kind: PeriodKind) -> d
 
 
 def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[Request, ...]:
-    count = rng.choice([8, 16, 28, 48])
+    count = rng.choice([6, 12, 24, 40])
     herds = rng.random() < 0.5
     at_the_boundary = rng.random() < 0.5
     requests: list[Request] = []

@@ -76,8 +76,9 @@ class Call:
 
 @dataclass(slots=True)
 class Held:
-    """One reservation from its first commit on; identified by its nonce, which is never reused."""
+    """One reservation from its first commit on; told apart by its nonce, which is never reused."""
 
+    id: str
     nonce: str
     meter: tuple[str, str]
     owner: Process

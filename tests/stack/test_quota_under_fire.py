@@ -23,7 +23,7 @@ from tollgate.domain.periods import period_at
 from tollgate.domain.plans import PeriodKind
 from tollgate.domain.principals import MaxTokensPolicy
 
-pytestmark = [pytest.mark.stack, pytest.mark.alone]
+pytestmark = [pytest.mark.stack, pytest.mark.alone, pytest.mark.slow]
 
 STREAMS = 64
 ROOM = 11
@@ -150,4 +150,3 @@ def test_room_for_eleven_is_room_for_eleven_and_in_the_end_it_is_spent(gateway: 
     assert meter.written_off_tokens == 0
     standing = gateway.standing(user)
     assert (standing["usage"], standing["reserved"]) == (meter.settled_tokens, 0)
-    print([(len(done.answered), len(done.refused)) for done in rounds], meter.settled_tokens, len(seen))
