@@ -12,7 +12,6 @@ import pytest
 
 from dev.packaging import (
     BOTO_SERVICES,
-    BY_HAND,
     LOCKS,
     PackagingError,
     artifacts,
@@ -41,7 +40,7 @@ def test_every_requirements_file_is_what_pyproject_asks_for() -> None:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the files that the check reads."""
-    for path in ("pyproject.toml", *(entry.path for entry in LOCKS), *BY_HAND):
+    for path in ("pyproject.toml", *(entry.path for entry in LOCKS)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
