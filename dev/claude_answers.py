@@ -342,6 +342,8 @@ def validate(body: object, *, counting: bool, api_version: str) -> Json:
         for name in ("temperature", "top_p", "top_k"):
             if name in body:
                 raise RefusedError(400, "invalid_request_error", f"{name}: Extra inputs are not permitted")
+    if not isinstance(body.get("stop_sequences") or [], list):
+        raise RefusedError(400, "invalid_request_error", "stop_sequences: Input should be a valid list")
     if not counting:
         _validate_max_tokens(body, model)
     return body

@@ -310,7 +310,7 @@ def test_a_refusal_is_the_error_the_client_has_for_it(gateway: Gateway, hurried:
     ids=["unknown", "revoked", "expired"],
 )
 def test_a_key_that_is_no_good_is_an_authentication_error(
-    gateway: Gateway, dialect: Dialect, changes: dict[str, datetime] | None, error_code: str
+    gateway: Gateway, dialect: Dialect, changes: dict[str, Any] | None, error_code: str
 ) -> None:
     key = "tg_test_" + "0" * 36 if changes is None else gateway.add_user("pro", **changes).key
     with (

@@ -41,6 +41,15 @@ class Summary:
         if outcome.violations:
             self.failures.append((outcome.seed, outcome.violations[0]))
 
+    def figures(self) -> str:
+        """One line for people."""
+        seen = self.seen
+        faults = sum(number for name, number in seen.items() if name.startswith("fault_"))
+        return (
+            f"{self.runs:,} runs, {seen['invocations']:,} calls, {seen['reserved']:,} reservations, {faults:,} message"
+            f" faults, {seen['kills']:,} kills, {seen['swept']:,} expiries, {len(self.failures)} failed runs"
+        )
+
 
 def run_seed(seed: int, options: Options = Options(), trace: Callable[[str], None] | None = None) -> Outcome:  # noqa: B008  frozen
     """One run. Equal seeds and options give equal runs, in any process."""
@@ -55,5 +64,7 @@ def run_seeds(seeds: Iterable[int], options: Options = Options(), *, jobs: int =
     if jobs == 1:
         yield from (run_seed(seed, options) for seed in seeds)
         return
-    with multiprocessing.get_context("forkserver").Pool(jobs) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(jobs) as pool:
         yield from pool.imap_unordered(partial(run_seed, options=options), seeds, chunksize=32)

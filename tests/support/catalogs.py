@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 PLAN = {
@@ -17,7 +18,7 @@ PLAN = {
 }
 
 
-def write_catalog(folder: Path, **plans: dict[str, int | str | None]) -> Path:
+def write_catalog(folder: Path, **plans: Mapping[str, int | str | None]) -> Path:
     """A plans.toml with these plans, the first being the default; each says how it differs from PLAN (None: without).
 
     Returns the folder.
@@ -25,7 +26,7 @@ def write_catalog(folder: Path, **plans: dict[str, int | str | None]) -> Path:
     lines = [f'default_plan = "{next(iter(plans))}"']
     for plan_id, changes in plans.items():
         lines.append(f"[plans.{plan_id}]")
-        values = {name: value for name, value in (PLAN | changes).items() if value is not None}
+        values = {name: value for name, value in {**PLAN, **changes}.items() if value is not None}
         lines += [f"{name} = {_toml(value)}" for name, value in values.items()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plans.toml").write_text("\n".join(lines) + "\n")
