@@ -49,11 +49,18 @@ def delivered_tokens(answer: Answer) -> int:
     return sum(len(text.encode()) for text in texts) // 4
 
 
+def recorded_outcome(gateway: Gateway, user: User) -> str:
+    """What the one record of this user's calls says."""
+    [record] = [item for item in gateway.items() if item["Type"] == "Request" and item["PK"].endswith(f"#{user.id}")]
+    assert record["charged_tokens"] == gateway.standing(user)["usage"]
+    return str(record["outcome"])
+
+
 # ---- refused before anything was generated
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-@pytest.mark.parametrize("status", [400, 402, 404, 413])
+@pytest.mark.parametrize("status", [400, 404, 409, 413])
 def test_what_upstream_says_about_the_callers_request_is_relayed_byte_for_byte(
     gateway: Gateway, status: int, streamed: bool
 ) -> None:
@@ -71,6 +78,14 @@ OWN = {
     "our key is not accepted": ("error=401", 503, "api_error", "upstream_unavailable", False),
     "our key may not do that": ("error=403", 503, "api_error", "upstream_unavailable", False),
     "our spending cap": ("error=400 error_message=usage_limits", 503, "api_error", "upstream_unavailable", False),
+    "our credit": (
+        "error=400 error_message=Your+credit+balance+is+too+low",
+        503,
+        "api_error",
+        "upstream_unavailable",
+        False,
+    ),
+    "our unpaid bill": ("error=402", 503, "api_error", "upstream_unavailable", False),
     "our shared limit": ("error=429 retry_after=3600", 529, "overloaded_error", "upstream_busy", True),
     "overloaded": ("error=529", 529, "overloaded_error", "upstream_busy", True),
     "a fault": ("error=500", 503, "api_error", "upstream_error", True),
@@ -151,6 +166,7 @@ def test_an_error_event_in_mid_stream_passes_as_it_is(gateway: Gateway, plan: st
     assert (answer.status, answer.whole) == (200, True)
     assert answer.body == gateway.sent_by_claude(answer)
     assert [name for name, _ in answer.events][-2:] == ["content_block_delta", "error"]
+    assert recorded_outcome(gateway, user) == "upstream_error"
     assert_broken_stream_is_charged(gateway, user, answer)
 
 
@@ -168,6 +184,7 @@ def test_a_cut_stream_ends_with_an_error_event(gateway: Gateway, plan: str, scri
     assert (name, error["error"]["type"]) == ("error", "api_error")
     assert error["error"]["details"]["error_code"] == "upstream_lost"
     assert error["request_id"] == answer.headers["request-id"]
+    assert recorded_outcome(gateway, user) == "truncated"
     assert_broken_stream_is_charged(gateway, user, answer)
 
 
@@ -204,6 +221,7 @@ def test_a_hidden_prompt_that_does_not_fit_stops_the_answer_and_uses_no_more_tha
     assert error["error"]["details"]["error_code"] == "quota_exceeded"
     assert_charged(gateway, user, 100_000)
     assert gateway.meter(user).written_off_tokens >= 50_000
+    assert recorded_outcome(gateway, user) == "over_quota"
     refused = gateway.send(user)
     assert (refused.status, refused.error["type"]) == (429, "billing_error")
 

@@ -80,6 +80,26 @@ def test_a_count_comes_down_byte_for_byte(gateway: Gateway) -> None:
     assert answer.body == gateway.sent_by_claude(answer)
     assert gateway.received_by_claude(answer) == body
     assert gateway.exchange(answer)["target"] == "/v1/messages/count_tokens?beta=true"
+    assert not [name for name in answer.headers if "ratelimit" in name]  # upstream's are shared, and it costs nothing
+
+
+def test_events_are_passed_on_as_they_come(gateway: Gateway) -> None:
+    """The first words are read while upstream is still at the fourth event of many."""
+    user = gateway.add_user("pro")
+    body = json.dumps(message("[[fake pace_ms=100]]")).encode()
+    with gateway.open("POST", "/v1/messages", body, key=user.key) as response:
+        seen = b""
+        while b"text_delta" not in seen:
+            seen += response.read1(65_536)
+        [exchange] = [
+            each
+            for each in gateway.stack.exchanges()
+            if each["request_id"] == response.headers["x-upstream-request-id"]
+        ]
+        assert seen.count(b"text_delta") < 4
+        assert not exchange["finished"]
+        rest = response.read()
+    assert rest.endswith(b'data: {"type":"message_stop"}\n\n')
 
 
 def test_the_callers_limits_stand_in_place_of_the_shared_ones(gateway: Gateway) -> None:

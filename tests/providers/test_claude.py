@@ -281,6 +281,8 @@ class TestWhatIsKnownWhenItBreaks:
 OUR_CAP = (
     '{"error":{"message":"You have reached your specified API usage limits. You will regain access on …"}}'.encode()
 )
+OUR_CREDIT = b'{"error":{"message":"Your credit balance is too low to access the Anthropic API. Please go to Plans."}}'
+OUR_CONTRACT = b'{"error":{"message":"no","details":{"error_code":"contract_spend_limit_reached"}}}'
 
 
 class TestRefusals:
@@ -289,6 +291,11 @@ class TestRefusals:
         [
             (400, b'{"error":{"message":"max_tokens: too large"}}', None),
             (400, OUR_CAP, "upstream_unavailable"),
+            (400, OUR_CREDIT, "upstream_unavailable"),
+            (402, b"", "upstream_unavailable"),
+            (429, OUR_CONTRACT, "upstream_unavailable"),
+            (429, b'{"error":{"message":"slow down","details":null}}', "upstream_busy"),
+            (400, b'{"error":{"message":"no","details":"odd"}}', None),
             (400, b"not json", None),
             (400, b"[]", None),
             (400, b'{"error":"x"}', None),

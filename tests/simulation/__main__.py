@@ -1,14 +1,13 @@
 """`python -m tests.simulation`: run the ledger's simulation.
 
-    --seed N [--trace]      one run; the same integer gives the same run, event by event
-    --seeds A:B | N         many runs, over --jobs processes
-    --mutants               every guard switched off, one at a time
+--seed N [--trace]      one run; the same integer gives the same run, event by event
+--seeds A:B | N         many runs, over --jobs processes
+--mutants               every guard switched off, one at a time
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing.connection
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "layers" / "core"), str(ROOT)]
 # Workers are started anew and find the code by this.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "layers" / "core"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
 
 from tests.simulation.mutants import MUTANTS, try_mutants  # noqa: E402  the path first
 from tests.simulation.runner import Summary, run_seed, run_seeds  # noqa: E402
@@ -25,6 +24,11 @@ from tests.simulation.scenario import Options  # noqa: E402
 from tollgate.domain.plans import ExpiryPolicy  # noqa: E402
 
 SHOWN_FAILURES = 20
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -47,9 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", action="store_true", help="with --seed: every message and every misfortune")
     parser.add_argument("--seeds", help="A:B, or a number of seeds from 0")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--mutants", action="store_true", help="switch every guard off; with --seeds: through all of them")
+    parser.add_argument(
+        "--mutants", action="store_true", help="switch every guard off; with --seeds: through all of them"
+    )
     parser.add_argument("--adversarial", action="store_true", help="functions outlive their deadline in every run")
-    parser.add_argument("--policy", choices=[policy.value for policy in ExpiryPolicy], help="drawn by the seed if not given")
+    parser.add_argument(
+        "--policy", choices=[policy.value for policy in ExpiryPolicy], help="drawn by the seed if not given"
+    )
     parser.add_argument("--calls", choices=["both", "ledger", "relay"], default="both")
     return parser
 
@@ -60,12 +68,12 @@ def _seeds(text: str) -> range:
 
 
 def _one(seed: int, options: Options, *, trace: bool) -> int:
-    outcome = run_seed(seed, options, print if trace else None)
+    outcome = run_seed(seed, options, say if trace else None)
     for name, number in sorted(outcome.seen.items()):
-        print(f"{number:>10,}  {name}")
+        say(f"{number:>10,}  {name}")
     for violation in outcome.violations:
-        print(violation)
-    print(f"seed {seed}: {len(outcome.violations)} violations")
+        say(str(violation))
+    say(f"seed {seed}: {len(outcome.violations)} violations")
     return bool(outcome.violations)
 
 
@@ -75,13 +83,20 @@ def _many(seeds: range, options: Options, jobs: int) -> int:
     for outcome in run_seeds(seeds, options, jobs=jobs):
         summary.add(outcome)
     for name, number in sorted(summary.seen.items()):
-        print(f"{number:>14,}  {name}")
-    print(f"largest meter {summary.largest_item} bytes, most open reservations {summary.most_open}")
+        say(f"{number:>14,}  {name}")
+    say(f"largest meter {summary.largest_item} bytes, most open reservations {summary.most_open}")
     for seed, violation in sorted(summary.failures, key=lambda failure: failure[0])[:SHOWN_FAILURES]:
-        print(f"seed {seed}: {violation}\n    replay: python -m tests.simulation --seed {seed} --trace")
+        say(f"seed {seed}: {violation}\n    replay: python -m tests.simulation --seed {seed} --trace{_pinned(options)}")
     seconds = time.monotonic() - began
-    print(f"seeds {seeds.start}:{seeds.stop}: {len(summary.failures)} of {summary.runs} runs failed, {seconds:.0f} s")
+    say(f"seeds {seeds.start}:{seeds.stop}: {len(summary.failures)} of {summary.runs} runs failed, {seconds:.0f} s")
     return bool(summary.failures)
+
+
+def _pinned(options: Options) -> str:
+    """The arguments that a replay needs beside the seed."""
+    policy = f" --policy {options.policy.value}" if options.policy else ""
+    calls = "" if options.relay is None else f" --calls {'relay' if options.relay else 'ledger'}"
+    return policy + calls + (" --adversarial" if options.adversarial else "")
 
 
 def _mutants(jobs: int, seeds: str | None) -> int:
@@ -91,8 +106,9 @@ def _mutants(jobs: int, seeds: str | None) -> int:
         note = f"  survives: {verdict.mutant.survives_because}" if verdict.mutant.survives_because else ""
         mark = "  " if verdict.right else "!!"
         wrong += not verdict.right
-        print(f"{mark} {verdict.mutant.name:32s} {verdict.caught}/{verdict.seeds}, first {verdict.first_seed} {kinds}{note}", flush=True)
-    print(f"{len(MUTANTS)} mutants, {wrong} not as expected")
+        figures = f"{verdict.caught}/{verdict.seeds}, first {verdict.first_seed} {kinds}"
+        say(f"{mark} {verdict.mutant.name:32s} {figures}{note}")
+    say(f"{len(MUTANTS)} mutants, {wrong} not as expected")
     return bool(wrong)
 
 

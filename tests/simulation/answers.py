@@ -1,9 +1,9 @@
-"""The answers and errors of the DynamoDB client in their real classes and shapes, so that production code cannot tell."""
+"""The DynamoDB client's answers and errors in their real classes and shapes: production code cannot tell."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import botocore.session
 from botocore.errorfactory import BaseClientExceptions, ClientExceptionsFactory
@@ -15,7 +15,7 @@ _STATUS = {"InternalServerError": 500, "ServiceUnavailable": 503}
 _MESSAGES = {
     "ConditionalCheckFailedException": "The conditional request failed",
     "TransactionConflictException": "Transaction is ongoing for the item",
-    "ProvisionedThroughputExceededException": "The level of configured provisioned throughput for the table was exceeded",
+    "ProvisionedThroughputExceededException": "The level of configured provisioned throughput was exceeded",
     "ThrottlingException": "Throughput exceeds the current capacity of your table or index",
     "InternalServerError": "Internal server error",
 }
@@ -30,8 +30,7 @@ def client_exceptions() -> BaseClientExceptions:
 
 @lru_cache(maxsize=64)
 def _class_of(code: str) -> type[ClientError]:
-    found: type[ClientError] = client_exceptions().from_code(code)
-    return found
+    return cast("type[ClientError]", client_exceptions().from_code(code))
 
 
 def metadata(retries: int = 0, status: int = 200) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tests.simulation.hub import KilledError, Process
 from tests.simulation.network import SimulatedClient
@@ -17,6 +17,8 @@ from tollgate.storage.table import Table
 from tollgate.storage.users import Users
 
 if TYPE_CHECKING:
+    from types_boto3_dynamodb.client import DynamoDBClient
+
     from tests.simulation.world import World
 
 TABLE = "tollgate"
@@ -30,12 +32,14 @@ def user_id(user: int) -> str:
 class Container:
     """Serves one invocation at a time and keeps what it learned for the next; is Clock and IdSource of its code."""
 
+    process: Process
+    """The present invocation."""
+
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
         self.skew_seconds = world.rng.uniform(-1, 1) * world.scenario.clock_error_seconds
-        self.process: Process = None  # type: ignore[assignment]  joined when an invocation starts
-        self.table = Table(SimulatedClient(world.network, self), TABLE)  # type: ignore[arg-type]  has what is used
+        self.table = Table(cast("DynamoDBClient", SimulatedClient(world.network, self)), TABLE)
         self.users = Users(self.table)
         self.meters = Meters(self.table)
         self.ledger = Ledger(self.meters, self, self)

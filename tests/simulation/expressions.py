@@ -317,9 +317,24 @@ class _Parser:
         return lambda item, names, values: item.get(path)
 
 
-# The reserved words near our vocabulary. The agreement test runs every request against an engine that knows all of them.
+# Reserved words near our vocabulary. The agreement test runs every request against an engine that knows all of them.
 _RESERVED = frozenset(
-    ["COUNT", "COUNTER", "DATE", "KEY", "NAME", "OWNER", "STATE", "STATUS", "TIME", "TOKEN", "TTL", "TYPE", "USAGE", "USER"]
+    [
+        "COUNT",
+        "COUNTER",
+        "DATE",
+        "KEY",
+        "NAME",
+        "OWNER",
+        "STATE",
+        "STATUS",
+        "TIME",
+        "TOKEN",
+        "TTL",
+        "TYPE",
+        "USAGE",
+        "USER",
+    ]
 )
 
 

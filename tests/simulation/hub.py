@@ -1,7 +1,7 @@
 """Virtual time and the processes that live in it: discrete events, one greenlet per simulated process.
 
-Production code is plain synchronous Python. Where it waits for the network it switches to the hub, which moves the clock
-to the next event. Nothing here reads a real clock; two runs with equal inputs are equal, event by event.
+Production code is plain synchronous Python. Where it waits for the network it switches to the hub, which moves the
+clock to the next event. Nothing here reads a real clock; two runs with equal inputs are equal, event by event.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
-import greenlet
+import greenlet  # type: ignore[import-untyped]  # it ships no types
 
 MAX_EVENTS = 400_000
 
 
-class KilledError(greenlet.GreenletExit):
+class KilledError(greenlet.GreenletExit):  # type: ignore[misc]  # untyped base
     """Raised inside a dead process that tries to do anything; production code must not be able to swallow it."""
 
 
@@ -25,7 +25,7 @@ class LivelockError(Exception):
 
 
 class Process:
-    """One function invocation, sweeper or webhook: killed, frozen or run to its end. Its clock is skewed by a constant."""
+    """A function invocation, sweeper or webhook: killed, frozen or run to its end. Its clock is off by a constant."""
 
     __slots__ = (
         "body",
@@ -57,7 +57,7 @@ class Process:
         self.outages = 0
         """How often the table failed it for good: what it then left behind is excused."""
         self.sights: list[tuple[float, Any]] = []
-        """Meters that refused it or that it read, each with its clock's last reading; the oracle judges refusals by them."""
+        """Meters that refused it or that it read, each with its clock's last reading: what refusals are judged by."""
         self.on_kill: Callable[[], None] | None = None
         self.crash: Exception | None = None
         self.greenlet = greenlet.greenlet(self._run, hub.greenlet)
@@ -94,13 +94,13 @@ class Hub:
         self.processes: list[Process] = []
         self.kills = 0
         self.trace: Callable[[str], None] | None = None
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = count()
 
-    def at(self, instant: float, event: Callable[[], None]) -> None:
+    def at(self, instant: float, event: Callable[[], object]) -> None:
         heappush(self._events, (max(instant, self.now), next(self._order), event))
 
-    def after(self, seconds: float, event: Callable[[], None]) -> None:
+    def after(self, seconds: float, event: Callable[[], object]) -> None:
         heappush(self._events, (self.now + seconds, next(self._order), event))
 
     def run(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.containers import Container
 from tests.simulation.scenario import Request
-from tests.simulation.truth import Call
+from tests.simulation.truth import Call, cost_picousd
 from tollgate.domain.errors import (
     DuplicateRequestError,
     IdempotencyMismatchError,
@@ -88,7 +88,7 @@ class LedgerCall:
                 self.seen["stale_account"] += 1
                 stale = True
             except (QuotaExceededError, RateLimitedError) as error:
-                self.world.judge(error, self.container, request, request.bound_tokens)
+                self.world.refusals.judge(error, self.container, request, request.bound_tokens)
                 return None
             except (DuplicateRequestError, IdempotencyMismatchError) as error:
                 self.seen[f"refused_{error.error_code}"] += 1
@@ -124,7 +124,7 @@ class LedgerCall:
         self._settle(self._settlement(ended_well))
 
     def _meet_prompt(self) -> None:
-        """message_start shows the true prompt; when it is above the bound, the reservation grows or the stream stops."""
+        """message_start shows the true prompt: above the bound, the reservation grows or the stream stops."""
         self.call.prompt_told = True
         extra = self.call.prompt_tokens - self.request.bound_tokens
         if extra > 0:
@@ -153,8 +153,10 @@ class LedgerCall:
         soft_end = self.started_at + self.world.scenario.timeout_seconds - SOFT_MARGIN_SECONDS
         reserved = self.grant.output_tokens
         while call.delivered_tokens < total:
-            self._sleep(0.05 + rng.random() * self.world.scenario.pace_seconds)
-            if self.container.now_seconds() > soft_end:
+            pause = 0.05 + rng.random() * self.world.scenario.pace_seconds
+            left = soft_end - self.container.now_seconds()
+            self._sleep(min(pause, max(0, left)))
+            if pause >= left:
                 self.seen["soft_deadline"] += 1
                 call.output_tokens += int(rng.random() * (total - call.output_tokens + 1))
                 return False
@@ -196,7 +198,7 @@ class LedgerCall:
         call, grant = self.call, self.grant
         assert grant is not None
         counts = TokenCounts(input_tokens=call.prompt_tokens, output_tokens=call.delivered_tokens)
-        cost = self.world.cost_picousd(counts)
+        cost = cost_picousd(counts)
         if ended_well:
             call.final = counts
             return Settlement(call.used_tokens, counts=counts, cost_picousd=cost)

@@ -1,8 +1,8 @@
 """One DynamoDB table in memory: the real requests in, the real answers out, each applied in one step.
 
-It keeps what the ledger leans on: conditions and updates on one item or on a transaction's items are atomic, a refused
-write changes nothing, an equal ClientRequestToken within ten minutes changes nothing twice. Requests it does not know are
-refused with `ExpressionError`, never half understood. `tests/simulation/test_agreement.py` compares it with a real engine.
+It keeps what the ledger leans on: conditions and updates on one item or on a transaction's items are atomic, a
+refused write changes nothing, an equal ClientRequestToken within ten minutes changes nothing twice. Requests it does
+not know are refused with `ExpressionError`, never half understood. `test_agreement.py` compares it with a real engine.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _value_size(value: Value) -> int:
     if kind == "S":
         return len(content.encode())
     if kind == "N":
-        digits = content.lstrip("-").lstrip("0")
-        return (len(digits.rstrip("0")) + 1) // 2 + 1 + (content[0] == "-")
+        digits: str = content.lstrip("-").lstrip("0")
+        return (len(digits.rstrip("0")) + 1) // 2 + 1 + int(content[0] == "-")
     if kind == "BOOL":
         return 1
     raise ExpressionError(f"no size known for {kind}")
@@ -117,7 +117,7 @@ class MemoryTable:
     def _write_one(self, operation: str, request: Request) -> Answer:
         change, refused = self._outcome(operation, request)
         if refused:
-            extra = {}
+            extra: dict[str, Any] = {}
             if request.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD" and change.old is not None:
                 extra["Item"] = dict(change.old)
             raise refusal(operation, "ConditionalCheckFailedException", **extra)
@@ -179,11 +179,16 @@ class MemoryTable:
         key = request["Item" if operation == "PutItem" else "Key"]
         pk, sk = key["PK"]["S"], key["SK"]["S"]
         old = self.partitions.get(pk, _NOTHING).get(sk)
-        names, values = request.get("ExpressionAttributeNames", _NOTHING), request.get("ExpressionAttributeValues", _NOTHING)
+        names, values = (
+            request.get("ExpressionAttributeNames", _NOTHING),
+            request.get("ExpressionAttributeValues", _NOTHING),
+        )
         condition_text, update_text = request.get("ConditionExpression"), request.get("UpdateExpression")
         condition = compile_condition(condition_text) if condition_text else None
         update = compile_update(update_text) if update_text else None
-        _check_placeholders(condition.placeholders if condition else (), update.placeholders if update else (), names, values)
+        _check_placeholders(
+            condition.placeholders if condition else (), update.placeholders if update else (), names, values
+        )
         if update:
             update.check_paths(names)
         if condition and not condition.test(old or _NOTHING, names, values):

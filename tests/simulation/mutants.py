@@ -56,7 +56,9 @@ def _condition(name: str, where: str, condition: str, seeds: int, because: str =
     return Mutant(name, METERS, (edit,), seeds, because)
 
 
-def _flow(name: str, where: str, before: str, after: str, seeds: int, because: str = "", module: str = LEDGER) -> Mutant:
+def _flow(
+    name: str, where: str, before: str, after: str, seeds: int, because: str = "", module: str = LEDGER
+) -> Mutant:
     return Mutant(name, module, (Edit(where, before, after),), seeds, because)
 
 
@@ -88,7 +90,13 @@ _ADMISSION = (
     ),
     _condition("idempotency marker", "def reserve_once(", "attribute_not_exists(PK) OR expires_at < :now", 50),
     _condition("marker's owner", "def forget_marker(", "reservation_id = :id AND nonce = :nonce", 400),
-    _flow("nonce", "def _reserve(", "mine is not None and mine.nonce == attempt.reservation.nonce", "mine is not None", 1000),
+    _flow(
+        "nonce",
+        "def _reserve(",
+        "mine is not None and mine.nonce == attempt.reservation.nonce",
+        "mine is not None",
+        1000,
+    ),
     _flow("give up", "def reserve(", "if attempt.sent_twice:", "if False:", 200),
     _flow(
         "give up, duplicate requests",
@@ -105,8 +113,16 @@ _ADMISSION = (
         4000,
         "an earlier round, before a clamp, must land between two requests of the giving up; the sweep then ends it",
     ),
-    _flow("sweep before refusing", "def _after_refusal(", "if meter.expired(self._clock.now_seconds()):", "if False:", 100),
-    _flow("deadline expiry", "def _new_reservation(", "ceil(ask.deadline_at_seconds)", "ceil(self._clock.now_seconds()) - 45", 100),
+    _flow(
+        "sweep before refusing", "def _after_refusal(", "if meter.expired(self._clock.now_seconds()):", "if False:", 100
+    ),
+    _flow(
+        "deadline expiry",
+        "def _new_reservation(",
+        "ceil(ask.deadline_at_seconds)",
+        "ceil(self._clock.now_seconds()) - 45",
+        100,
+    ),
 )
 
 _ENDS = (
@@ -305,7 +321,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def become(mutant: Mutant) -> None:
     """From now on this process has the mutant's module. Only for a process that ends after it."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "tollgate" or name.startswith("tests.simulation.")]:
+    for name in [
+        name for name in sys.modules if name.split(".")[0] == "tollgate" or name.startswith("tests.simulation.")
+    ]:
         if name != __name__:
             del sys.modules[name]
     sys.meta_path.insert(0, _Finder(mutant))

@@ -53,13 +53,15 @@ class MessageFaults:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
 class Network:
     """Carries every request of every process; draws its fate from the run's random numbers."""
 
-    def __init__(self, hub: Hub, table: MemoryTable, rng: random.Random, faults: MessageFaults, seen: Counter[str]) -> None:
+    def __init__(
+        self, hub: Hub, table: MemoryTable, rng: random.Random, faults: MessageFaults, seen: Counter[str]
+    ) -> None:
         self.hub = hub
         self.table = table
         self.rng = rng
@@ -137,6 +139,8 @@ class Network:
     def _misfortune(self, process: Process, operation: str, request: Request) -> Answer:
         rng, hub = self.rng, self.hub
         kind = rng.choices(self._kinds, self._weights)[0]
+        if kind == "conflict" and operation in _READS:
+            return self._deliver(process, operation, request)
         self.seen[f"fault_{kind}"] += 1
         if hub.trace:
             hub.trace(f"{process.name} {operation} meets {kind}")
@@ -201,12 +205,15 @@ class Network:
 
 _RETRIED = frozenset(["InternalServerError", "ProvisionedThroughputExceededException", "ThrottlingException"])
 
+_READS = frozenset(["GetItem", "Query"])
 _ANSWERS = frozenset(["ConditionalCheckFailedException", "TransactionCanceledException"])
 
 
 def _short(request: Request) -> str:
     if "TransactItems" in request:
-        return " + ".join(f"{kind} {_short(part)}" for element in request["TransactItems"] for kind, part in element.items())
+        return " + ".join(
+            f"{kind} {_short(part)}" for element in request["TransactItems"] for kind, part in element.items()
+        )
     key = request.get("Key") or request.get("Item") or {}
     text = request.get("UpdateExpression", "")
     values = {name: next(iter(v.values())) for name, v in request.get("ExpressionAttributeValues", {}).items()}
@@ -255,7 +262,7 @@ class SimulatedClient:
         try:
             return self._network.send(process, "TransactWriteItems", request)
         except ClientError as error:
-            for reason in error.response.get("CancellationReasons", ()):  # type: ignore[attr-defined]
+            for reason in error.response.get("CancellationReasons", ()):
                 _show(process, reason.get("Item"))
             raise
 

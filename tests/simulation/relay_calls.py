@@ -1,4 +1,4 @@
-"""A whole call through `flows.relay_message`: request body in, bytes out, and an upstream that answers in Claude's form."""
+"""A whole call through `flows.relay_message`: body in, bytes out, and an upstream that answers in Claude's form."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ class RelayCall:
         elif self.call.starts or self.call.released:
             self.call.settled_at = self.world.hub.now
 
-    def _judge(self, error: TollgateError, body: bytes) -> None:
+    def _judge(self, error: QuotaExceededError | RateLimitedError, body: bytes) -> None:
         if self.call.starts:
             self.world.oracle.report("refused_after_start", f"{self.process.name}: {error}")
         bound = self.world.model.weights.billable_prompt_bound(parse_message_request(body).prompt_bound_tokens)
-        self.world.judge(error, self.container, self.request, bound)
+        self.world.refusals.judge(error, self.container, self.request, bound)
 
 
 def _split_prompt(rng: random.Random, tokens: int) -> TokenCounts:
@@ -114,7 +114,7 @@ def _split_prompt(rng: random.Random, tokens: int) -> TokenCounts:
 
 
 def _body(request: Request, *, streamed: bool) -> bytes:
-    """Text as long as the bound: no tokenizer makes more tokens than bytes. A hidden prompt is simply longer than that."""
+    """Text as long as the bound: no tokenizer makes more tokens than bytes. A hidden prompt is simply larger."""
     text = "x" * request.bound_tokens
     stream = "true" if streamed else "false"
     return (
@@ -310,7 +310,8 @@ def _usage(counts: TokenCounts) -> dict[str, object]:
 
 
 _DELTA = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"%b"}}\n\n'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"%b"}}\n\n'
 )
 
 
@@ -338,5 +339,3 @@ def _cut(rng: random.Random) -> Iterator[_Piece]:
         yield _Piece(0.01, b'event: content_block_delta\ndata: {"type":"content_bl')
         yield _Piece(0.01, b"", breaks=True)
     # else: the regular end of the connection, without message_stop
-
-

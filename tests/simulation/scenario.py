@@ -89,6 +89,7 @@ class Scenario:
     plans: dict[str, Plan]
     first_plan_ids: tuple[str, ...]
     """Per user."""
+    period_kind: PeriodKind
     anchor_at: datetime
     requests: tuple[Request, ...]
     plan_changes: tuple[PlanChange, ...]
@@ -147,6 +148,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         levels=levels,
         plans=plans,
         first_plan_ids=first,
+        period_kind=kind,
         anchor_at=anchor,
         requests=(),
         plan_changes=(),

@@ -1,13 +1,12 @@
-"""The simulator's table against a real engine: the same requests, written by the real storage code, the same answers."""
+"""The simulator's table against a real engine: requests written by the real storage code get the same answers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from botocore.exceptions import ClientError
@@ -23,6 +22,9 @@ from tollgate.domain.tokens import TokenCounts
 from tollgate.storage.meters import Booking, Expired, Meters, RateStep
 from tollgate.storage.table import Table
 from tollgate.storage.users import Users
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.client import DynamoDBClient
 
 pytestmark = pytest.mark.engine
 
@@ -88,22 +90,22 @@ class _Both:
         self.applied = self.refused = self.transactions = 0
         self._tokens = iter(range(10**9))
 
-    def update_item(self, **request: Any) -> Answer:
+    def update_item(self, **request: Any) -> Answer:  # noqa: ANN401  boto3's own form
         return self._ask("UpdateItem", request)
 
-    def put_item(self, **request: Any) -> Answer:
+    def put_item(self, **request: Any) -> Answer:  # noqa: ANN401
         return self._ask("PutItem", request)
 
-    def delete_item(self, **request: Any) -> Answer:
+    def delete_item(self, **request: Any) -> Answer:  # noqa: ANN401
         return self._ask("DeleteItem", request)
 
-    def get_item(self, **request: Any) -> Answer:
+    def get_item(self, **request: Any) -> Answer:  # noqa: ANN401
         return self._ask("GetItem", request)
 
-    def query(self, **request: Any) -> Answer:
+    def query(self, **request: Any) -> Answer:  # noqa: ANN401
         return self._ask("Query", request)
 
-    def transact_write_items(self, **request: Any) -> Answer:
+    def transact_write_items(self, **request: Any) -> Answer:  # noqa: ANN401
         self.transactions += 1
         request.setdefault("ClientRequestToken", f"{id(self)}-{next(self._tokens)}"[-36:])
         return self._ask("TransactWriteItems", request)
@@ -137,7 +139,7 @@ class _Both:
         return [(pk, sk) for pk, sk, _ in self.memory.items()]
 
 
-def _outcome(ask: Any) -> Answer | ClientError:
+def _outcome(ask: Callable[[], Any]) -> Answer | ClientError:
     try:
         answer: Answer = ask()
     except ClientError as error:
@@ -146,10 +148,12 @@ def _outcome(ask: Any) -> Answer | ClientError:
     return answer
 
 
-def _comparable(operation: str, outcome: Answer | ClientError) -> Any:
+def _comparable(operation: str, outcome: Answer | ClientError) -> object:
     """Everything production code may look at; wording is not."""
     if not isinstance(outcome, ClientError):
-        shown = {name: outcome[name] for name in ("Attributes", "Item", "ConsumedCapacity") if name in outcome}
+        shown: dict[str, Any] = {
+            name: outcome[name] for name in ("Attributes", "Item", "ConsumedCapacity") if name in outcome
+        }
         if operation == "Query":
             shown["Items"] = [{"PK": item["PK"], "SK": item["SK"]} for item in outcome["Items"]]
         return shown
@@ -166,9 +170,9 @@ class _Driver:
     rng: random.Random
 
     def __post_init__(self) -> None:
-        table = Table(self.both, TABLE_NAME)  # type: ignore[arg-type]  the double has the operations that are used
+        table = Table(cast("DynamoDBClient", self.both), TABLE_NAME)
         self.meters, self.users = Meters(table), Users(table)
-        self.versions = {user: 1 for user in ("ada", "bob")}
+        self.versions = dict.fromkeys(("ada", "bob"), 1)
         for user in self.versions:
             self.users.create_profile(Profile("main", user, "plan0", 1, _START))
 
@@ -184,10 +188,10 @@ class _Driver:
         if meter is None:
             self.meters.create(key, _plan(rng), self.versions[user] + rng.choice([0, 0, 0, 1]))
             return
-        rng.choice(
-            [self._reserve, self._reserve, self._reserve_once, self._settle, self._settle, self._top_up, self._forbid]
-            + [self._expire, self._correct, self._change_plan, self._carry_plan, self._forget, self._list]
-        )(key, meter)
+        often = (self._reserve, self._reserve, self._settle)
+        others = (self._reserve_once, self._settle, self._top_up, self._forbid, self._expire, self._correct)
+        plans = (self._change_plan, self._carry_plan, self._forget, self._list)
+        rng.choice((*often, *others, *plans))(key, meter)
 
     def _some_reservation(self, meter: Meter) -> Reservation:
         """Mostly one that is open, sometimes with another amount, sometimes a stranger."""
@@ -251,7 +255,7 @@ class _Driver:
     def _correct(self, key: MeterKey, meter: Meter) -> None:
         reservation = self._some_reservation(meter)
         found = self.meters.find_expired(key, reservation)
-        expired = found or Expired(10, self.rng.randrange(10), corrected=False)
+        expired = found or Expired(10, charged := self.rng.randrange(10), 10 - charged, corrected=False)
         self.meters.correct(key, reservation, expired, _booking(self.rng, 50), meter.overage_cap_tokens)
 
     def _change_plan(self, key: MeterKey, meter: Meter) -> None:
@@ -270,9 +274,7 @@ class _Driver:
 
 
 _START = datetime(2026, 11, 1, tzinfo=UTC)
-_PERIODS = [
-    UsagePeriod(_START.replace(month=month), _START.replace(month=month + 1)) for month in (9, 10, 11)
-]
+_PERIODS = [UsagePeriod(_START.replace(month=month), _START.replace(month=month + 1)) for month in (9, 10, 11)]
 
 
 def _reservation(rng: random.Random) -> Reservation:

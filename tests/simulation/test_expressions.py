@@ -8,7 +8,13 @@ from tests.simulation.expressions import ExpressionError, Item, compile_conditio
 
 METER: Item = {"PK": {"S": "USER"}, "SK": {"S": "USAGE"}, "remaining": {"N": "10"}, "r#1": {"S": "5:0:a:1"}}
 NAMES = {"#r": "r#1", "#x": "x#1"}
-VALUES = {":nine": {"N": "9"}, ":ten": {"N": "10"}, ":eleven": {"N": "11"}, ":text": {"S": "5:0:a:1"}, ":word": {"S": "10"}}
+VALUES = {
+    ":nine": {"N": "9"},
+    ":ten": {"N": "10"},
+    ":eleven": {"N": "11"},
+    ":text": {"S": "5:0:a:1"},
+    ":word": {"S": "10"},
+}
 
 
 @pytest.mark.parametrize(

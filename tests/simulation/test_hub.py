@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
 
 from tests.simulation.hub import Hub, LivelockError, Process
-from tests.simulation.memory_table import MemoryTable
+from tests.simulation.memory_table import Answer, MemoryTable
 from tests.simulation.network import MessageFaults, Network, SimulatedClient
 
 KEY = {"PK": {"S": "A"}, "SK": {"S": "B"}}
@@ -44,7 +44,7 @@ class Bench:
         return int(item["n"]["N"]) if item else 0
 
 
-def add_one(client: SimulatedClient) -> Any:
+def add_one(client: SimulatedClient) -> Answer:
     values = {":n": {"N": "1"}}
     return client.update_item(TableName="t", Key=KEY, UpdateExpression="ADD n :n", ExpressionAttributeValues=values)
 

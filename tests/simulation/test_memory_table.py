@@ -14,7 +14,7 @@ KEY = {"PK": {"S": "A"}, "SK": {"S": "B"}}
 OTHER = {"PK": {"S": "A"}, "SK": {"S": "C"}}
 
 
-def add(number: int, key: dict[str, Any] = KEY, **extra: Any) -> dict[str, Any]:
+def add(number: int, key: dict[str, Any] = KEY, **extra: str) -> dict[str, Any]:
     return {
         "TableName": "t",
         "Key": key,
@@ -33,7 +33,8 @@ def test_a_refused_write_changes_nothing_and_shows_the_item() -> None:
         table.apply("UpdateItem", refused, 0)
 
     assert type(caught.value).__name__ == "ConditionalCheckFailedException"
-    assert caught.value.response["Item"] == {**KEY, "n": {"N": "1"}}
+    response: Any = caught.value.response
+    assert response["Item"] == {**KEY, "n": {"N": "1"}}
     assert table.find("A", "B") == {**KEY, "n": {"N": "1"}}
 
 

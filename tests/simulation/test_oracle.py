@@ -45,6 +45,9 @@ def write(world: World, expression: str, names: dict[str, str] | None = None, **
     world.table.apply("UpdateItem", request, world.hub.now)
 
 
+HOLD = "SET #r = :r, remaining = remaining - :n, open_count = open_count + :one, req_remaining = req_remaining - :one"
+
+
 def ended(world: World) -> Held:
     return next(held for held in world.oracle.reservations.values() if not held.open and held.call is not None)
 
@@ -73,7 +76,7 @@ def test_a_reservation_that_is_billed_twice_is_reported() -> None:
         name = {"#r": f"r#{held.id}"}
         write(
             world,
-            "SET #r = :r, remaining = remaining - :n, open_count = open_count + :one, req_remaining = req_remaining - :one",
+            HOLD,
             name,
             r=f"50:1900000000:{held.nonce}:10",
             n=50,
@@ -94,7 +97,7 @@ def test_an_admission_beyond_the_quota_is_reported() -> None:
     def admit(world: World) -> None:
         write(
             world,
-            "SET #r = :r, remaining = remaining - :n, open_count = open_count + :one, req_remaining = req_remaining - :one",
+            HOLD,
             {"#r": "r#intruder"},
             r="999999999999999999:1900000000:intruder:10",
             n=999_999_999_999_999_999,
@@ -108,7 +111,7 @@ def test_a_reservation_nobody_ends_is_reported() -> None:
     def reserve(world: World) -> None:
         write(
             world,
-            "SET #r = :r, remaining = remaining - :n, open_count = open_count + :one, req_remaining = req_remaining - :one",
+            HOLD,
             {"#r": "r#forever"},
             r="1:99999999999:forever:1",
             n=1,

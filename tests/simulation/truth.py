@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.simulation.hub import Process
 from tollgate.domain.plans import Plan
+from tollgate.domain.pricing import TokenPrices
 from tollgate.domain.tokens import TokenCounts, TokenWeights
 
 
@@ -19,6 +20,20 @@ def billable(counts: TokenCounts, weights: TokenWeights) -> int:
         (counts.cache_read_tokens, weights.cache_read),
     )
     return (sum(tokens * weight for tokens, weight in pairs) + 999) // 1000
+
+
+PRICES = TokenPrices(input=3, output=15, cache_write_5m=4, cache_write_1h=6, cache_read=1)
+"""Micro-USD per million tokens, so that every token costs whole pico-USD."""
+
+
+def cost_picousd(counts: TokenCounts) -> int:
+    return (
+        counts.input_tokens * PRICES.input
+        + counts.output_tokens * PRICES.output
+        + counts.cache_write_5m_tokens * PRICES.cache_write_5m
+        + counts.cache_write_1h_tokens * PRICES.cache_write_1h
+        + counts.cache_read_tokens * PRICES.cache_read
+    )
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""One run: containers that serve calls, an upstream, sweepers and plan changes, all under faults, judged by the oracle."""
+"""One run: containers that serve calls, an upstream, sweepers and plan changes, all under faults and judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date
+from functools import partial
 from itertools import count
 
 from tests.simulation.containers import TABLE, TENANT, Container, user_id
@@ -16,27 +17,24 @@ from tests.simulation.ledger_calls import LedgerCall, ask_for
 from tests.simulation.memory_table import MemoryTable
 from tests.simulation.network import MessageFaults, Network
 from tests.simulation.oracle import Oracle
+from tests.simulation.reckoning import reckon
+from tests.simulation.refusals import Refusals
 from tests.simulation.relay_calls import MODEL_ID, RelayCall
 from tests.simulation.scenario import Levels, PlanChange, Request, Scenario
-from tests.simulation.truth import Call
+from tests.simulation.truth import PRICES, Call
 from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.errors import (
     QuotaExceededError,
     RateLimitedError,
     StaleAccountError,
     StoreUnavailableError,
-    TollgateError,
 )
-from tollgate.domain.ledger import MIN_OUTPUT_TOKENS
-from tollgate.domain.periods import period_at
-from tollgate.domain.pricing import Model, PriceRow, TokenPrices
+from tollgate.domain.pricing import Model, PriceRow
 from tollgate.domain.principals import Profile
-from tollgate.domain.tokens import TokenCounts
 from tollgate.flows.sweep_meters import sweep_meters
 from tollgate.storage.table import user_pk
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_PRICES = TokenPrices(input=3, output=15, cache_write_5m=4, cache_write_1h=6, cache_read=1)
 
 
 class World:
@@ -63,12 +61,12 @@ class World:
             self.hub,
             scenario.plans,
             self.seen,
-            clock_error=scenario.clock_error_seconds,
+            clock_error_seconds=scenario.clock_error_seconds,
+            timeout_seconds=scenario.timeout_seconds,
             adversarial=scenario.adversarial,
             policy=scenario.policy,
-            cost_picousd=self.cost_picousd,
         )
-        self.oracle.timeout_seconds = scenario.timeout_seconds
+        self.refusals = Refusals(self.oracle, scenario, self.model.weights)
         self.table = MemoryTable(TABLE, self.oracle.watch)
         self.network = Network(self.hub, self.table, self.rng, MessageFaults(), self.seen)
         self.oracle.network = self.network
@@ -91,23 +89,23 @@ class World:
             self.oracle.report("livelock", str(error))
         finally:
             self.hub.bury()
-        for process, error in self.hub.crashes:
-            self.oracle.report("crash", f"{process.name}: {type(error).__name__}: {error}")
+        for process, crash in self.hub.crashes:
+            self.oracle.report("crash", f"{process.name}: {type(crash).__name__}: {crash}")
         self.seen["kills"] += self.hub.kills
 
     def _set_up(self) -> None:
         for user, plan_id in enumerate(self.scenario.first_plan_ids):
             profile = Profile(TENANT, user_id(user), plan_id, 1, self.scenario.anchor_at)
-            self._spawn("setup", lambda container, profile=profile: container.users.create_profile(profile), mortal=False)
+            self._spawn("setup", partial(_create_profile, profile=profile), mortal=False)
         self.network.set_faults(self.scenario.message_faults)
 
     def _schedule(self) -> None:
         for index, request in enumerate(self.scenario.requests):
-            self.hub.at(request.at_seconds, lambda request=request, index=index: self._invoke(index, request))
+            self.hub.at(request.at_seconds, partial(self._invoke, index, request))
         for change in self.scenario.plan_changes:
             self._schedule_plan_change(change)
         for number, instant in enumerate(self.scenario.sweeps_at):
-            self.hub.at(instant, lambda number=number: self._spawn(f"sweep{number}", self._sweep))
+            self.hub.at(instant, partial(self._spawn, f"sweep{number}", self._sweep))
 
     def _schedule_plan_change(self, change: PlanChange) -> None:
         def subscribe() -> None:
@@ -118,7 +116,7 @@ class World:
             self.hub.at(instant, lambda: self._deliver_notice(change.user))
 
     def _deliver_notice(self, user: int) -> None:
-        self._spawn(f"notice{user}", lambda container: self._apply_notice(container, user))
+        self._spawn(f"notice{user}", partial(self._apply_notice, user=user))
 
     def _come_to_rest(self) -> None:
         """After everything late has landed: faults off, one sweep, one newest plan everywhere, then the last checks."""
@@ -129,12 +127,11 @@ class World:
         self._spawn("last_sweep", self._whole_sweep if scenario.whole_job else self._sweep, mortal=False)
         self.hub.run()
         for user in range(len(self.desired)):
-            self._spawn(f"last_notice{user}", lambda container, user=user: self._apply_notice(container, user), mortal=False)
+            self._spawn(f"last_notice{user}", partial(self._apply_notice, user=user), mortal=False)
             self.hub.run()
-            self._spawn(f"probe{user}", lambda container, user=user: self._probe(container, user), mortal=False)
+            self._spawn(f"probe{user}", partial(self._probe, user=user), mortal=False)
             self.hub.run()
-        self.oracle.check_end(self._meters())
-        self.oracle.check_records(item for _, _, item in self._items("REQUEST#"))
+        reckon(self.oracle, self._meters(), [item for _, _, item in self._items("REQUEST#")])
 
     def _meters(self) -> list[tuple[str, str, Item]]:
         return self._items("USAGE#")
@@ -232,7 +229,9 @@ class World:
             deadline_at_seconds=container.now_seconds() + 600,
         )
         if not report.complete or report.seen_meters != len(self._meters()):
-            self.oracle.report("orphan_leak", f"the scheduled sweep saw {report.seen_meters} of {len(self._meters())} meters")
+            self.oracle.report(
+                "orphan_leak", f"the scheduled sweep saw {report.seen_meters} of {len(self._meters())} meters"
+            )
 
     def _apply_notice(self, container: Container, user: int) -> None:
         """As a webhook handler must: version first, then what is true now, then change by that version."""
@@ -293,45 +292,12 @@ class World:
             return sweeps[0] - self.hub.now + self.rng.uniform(-0.01, 0.02)
         return shortest * self.rng.uniform(1, 2)
 
-    def cost_picousd(self, counts: TokenCounts) -> int:
-        return (
-            counts.input_tokens * _PRICES.input
-            + counts.output_tokens * _PRICES.output
-            + counts.cache_write_5m_tokens * _PRICES.cache_write_5m
-            + counts.cache_write_1h_tokens * _PRICES.cache_write_1h
-            + counts.cache_read_tokens * _PRICES.cache_read
-        )
 
-    def judge(self, error: TollgateError, container: Container, request: Request, bound_tokens: int) -> None:
-        """A refusal of quota or rate goes before the oracle."""
-        oracle, code = self.oracle, error.error_code
-        if isinstance(error, QuotaExceededError):
-            code = "requests" if "requests are used" in error.public_message else "quota"
-        self.seen[f"refused_{code}"] += 1
-
-        def lacks_room(item: Item) -> bool:
-            slice_tokens = oracle.plan_of(item).slice_output_tokens
-            output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
-            least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
-            return oracle.room(item) < bound_tokens + self.model.weights.billable_output(least)
-
-        tests: dict[str, Callable[[Item], bool]] = {
-            "quota": lacks_room,
-            "requests": oracle.has_no_request,
-            "too_many_streams": oracle.has_no_slot,
-            "rate_limited": lambda _: False,
-        }
-        if code in tests:
-            meter = (user_pk(TENANT, user_id(request.user)), f"USAGE#{self._period_id(container)}")
-            oracle.judge_refusal(container.process, code, tests[code], meter)
-
-    def _period_id(self, container: Container) -> str:
-        now = datetime.fromtimestamp(container.process.readings[0], UTC)
-        kind = next(iter(self.scenario.plans.values())).period_kind
-        return period_at(kind, self.scenario.anchor_at, now).id
+def _create_profile(container: Container, profile: Profile) -> None:
+    container.users.create_profile(profile)
 
 
 def _model(scenario: Scenario) -> Model:
-    row = PriceRow(date(2026, 1, 1), None, _PRICES, None, 1000, 1000, 0)
+    row = PriceRow(date(2026, 1, 1), None, PRICES, None, 1000, 1000, 0)
     shipped = load_catalog("default").dearest_model
     return replace(shipped, id=MODEL_ID, weights=scenario.weights, prices=(row,))

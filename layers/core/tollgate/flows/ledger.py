@@ -323,6 +323,8 @@ class Ledger:
     def _end(self, grant: Grant, settlement: Settlement, *, returns_request: bool) -> Settled:
         for tries_left in reversed(range(SETTLE_TRIES)):
             try:
+                if settlement.used_tokens > grant.reservation.amount_tokens:
+                    grant = self._stretch(grant, settlement.used_tokens)
                 return self._end_once(grant, settlement, returns_request=returns_request)
             except StoreUnavailableError:
                 if not tries_left:
@@ -331,8 +333,6 @@ class Ledger:
 
     def _end_once(self, grant: Grant, settlement: Settlement, *, returns_request: bool) -> Settled:
         now = self._clock.now_seconds()
-        if settlement.used_tokens > grant.reservation.amount_tokens:
-            grant = self._stretch(grant, settlement.used_tokens)
         reservation = grant.reservation
         for _ in range(MAX_ROUNDS):
             booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
@@ -371,9 +371,11 @@ class Ledger:
         """The reservation is gone: our own earlier attempt ended it, or the sweep did and the charge is corrected."""
         for _ in range(MAX_ROUNDS):
             expired = self._meters.find_expired(key, reservation)
-            if expired is None or expired.corrected:
+            if expired is None:
                 booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
-                return Settled(booking.charged_tokens, booking.written_off_tokens, None, late=expired is not None)
+                return Settled(booking.charged_tokens, booking.written_off_tokens, None)
+            if expired.corrected:
+                return Settled(expired.charged_tokens, expired.written_off_tokens, None, late=True)
             meter = self._meters.find(key)
             if meter is None:
                 break

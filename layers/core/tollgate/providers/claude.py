@@ -32,8 +32,11 @@ CHUNK_BYTES: Final = 64 * 1024
 
 _BEARER_SINCE: Final = "2026-10-21"
 """From this API version on Anthropic's own clients send the key as a bearer token, before it as `x-api-key`."""
-_USAGE_LIMITS: Final = "specified api usage limits"
-"""The 400 by which Anthropic says that the spending cap of *our* organisation or workspace is reached."""
+_OUR_MONEY: Final = ("specified api usage limits", "credit balance is too low")
+"""The 400s by which Anthropic says that *our* organisation's spending cap is reached or its credit used up. They have
+no code of their own, so their wording is all there is."""
+_SPEND_LIMIT_REACHED: Final = "spend_limit_reached"
+"""How the codes of such a 429 end."""
 
 
 class UpstreamNotReachedError(Exception):
@@ -232,7 +235,7 @@ class ClaudeAnswer:
 
 def refusal_of(status: int, body: bytes) -> TollgateError | None:
     """What an upstream error means to our caller; None: it is about the caller's own request, relay it as it is."""
-    if status in (401, 403) or 300 <= status < 400 or (status == 400 and _is_our_cap(body)):
+    if status in (401, 402, 403) or 300 <= status < 400 or (status in (400, 429) and _is_about_our_money(body)):
         return UpstreamUnavailableError("Claude is not available through this gateway now. Its operator is informed.")
     if status in (429, 529):
         return UpstreamBusyError("Claude is busy. Try again in a moment.")
@@ -248,12 +251,14 @@ def upstream_fault() -> TollgateError:
     )
 
 
-def _is_our_cap(body: bytes) -> bool:
+def _is_about_our_money(body: bytes) -> bool:
     try:
-        document = json.loads(body)
-        return _USAGE_LIMITS in str(document["error"]["message"]).lower()
-    except (ValueError, KeyError, TypeError, RecursionError):
+        error = json.loads(body)["error"]
+        message = str(error["message"]).lower()
+        code = str((error.get("details") or {}).get("error_code"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+    return any(words in message for words in _OUR_MONEY) or code.endswith(_SPEND_LIMIT_REACHED)
 
 
 def _readable(sock: socket.socket | None) -> bool:

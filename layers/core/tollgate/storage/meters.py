@@ -101,6 +101,7 @@ class Expired:
 
     amount_tokens: int
     charged_tokens: int
+    written_off_tokens: int
     corrected: bool
 
 
@@ -359,7 +360,7 @@ class Meters:
         if "Item" not in answer:
             return None
         item = plain(answer["Item"])
-        return Expired(item["amount"], item["charged"], corrected=item["outcome"] != "expired")
+        return Expired(item["amount"], item["charged"], item["written_off"], corrected=item["outcome"] != "expired")
 
     def correct(
         self, key: MeterKey, reservation: Reservation, expired: Expired, booking: Booking, overage_cap_tokens: int
@@ -369,7 +370,7 @@ class Meters:
         `booking` holds the final figures; the meter moves by their difference from what the sweep booked.
         """
         more = booking.charged_tokens - expired.charged_tokens
-        more_written_off = booking.written_off_tokens - (expired.amount_tokens - expired.charged_tokens)
+        more_written_off = booking.written_off_tokens - expired.written_off_tokens
         swept_returned_request = expired.charged_tokens == 0
         fix: TransactWriteItemTypeDef = {
             "Update": {

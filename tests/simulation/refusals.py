@@ -1,0 +1,98 @@
+"""Was a refusal right? Judged by what the process saw, which production code had before its eyes when it refused.
+
+Reported: false_reject, when nothing that was seen was full, or only by reservations that had long expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tests.simulation.containers import TENANT, Container, user_id
+from tests.simulation.expressions import Item
+from tests.simulation.oracle import Oracle, number, parse_reservation, room
+from tests.simulation.scenario import Request, Scenario
+from tollgate.domain.errors import QuotaExceededError, RateLimitedError
+from tollgate.domain.ledger import MIN_OUTPUT_TOKENS, SKEW_SECONDS
+from tollgate.domain.periods import period_at
+from tollgate.domain.tokens import TokenWeights
+from tollgate.storage.table import user_pk
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Judges for one run."""
+
+    oracle: Oracle
+    scenario: Scenario
+    weights: TokenWeights
+
+    def judge(
+        self, error: QuotaExceededError | RateLimitedError, container: Container, request: Request, bound_tokens: int
+    ) -> None:
+        """`bound_tokens`: the billable bound of the request's prompt."""
+        sights = self._sights(container, request)
+        if isinstance(error, QuotaExceededError):
+            without_requests = any(self._has_no_request(reading, item) for reading, item in sights)
+            self.oracle.seen["refused_requests" if without_requests else "refused_quota"] += 1
+            right = without_requests or any(self._has_no_room(*sight, request, bound_tokens) for sight in sights)
+        else:
+            self.oracle.seen[f"refused_{error.error_code}"] += 1
+            tests: dict[str, Callable[[float, Item], bool]] = {
+                "rate_limited": self._is_too_early,
+                "too_many_streams": self._has_no_slot,
+            }
+            test = tests.get(error.error_code)  # contention shows nothing
+            right = test is None or any(test(reading, item) for reading, item in sights)
+        if not right:
+            seen = [f"{_summary(item)} at {reading:.3f}" for reading, item in sights[-3:]]
+            self.oracle.report("false_reject", f"{container.process.name}: {error.error_code}, but saw {seen}")
+
+    def _sights(self, container: Container, request: Request) -> list[tuple[float, Item]]:
+        """What it saw, each with its own clock.
+
+        A process that saw nothing spoke from memory, which may only hold what the table still says.
+        """
+        process = container.process
+        if process.sights:
+            return process.sights
+        self.oracle.seen["refused_from_memory"] += 1
+        now = datetime.fromtimestamp(process.readings[0], UTC)
+        period = period_at(self.scenario.period_kind, self.scenario.anchor_at, now)
+        item = self.oracle.network.table.find(user_pk(TENANT, user_id(request.user)), f"USAGE#{period.id}")
+        return [] if item is None else [(process.readings[-1], item)]
+
+    def _has_no_request(self, reading: float, item: Item) -> bool:
+        return number(item, "req_remaining") < 1 and not _has_overdue(reading, item)
+
+    def _has_no_room(self, reading: float, item: Item, request: Request, bound_tokens: int) -> bool:
+        slice_tokens = self.oracle.plan_of(item).slice_output_tokens
+        output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
+        least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
+        needed = bound_tokens + self.weights.billable_output(least)
+        return room(item) < needed and not _has_overdue(reading, item)
+
+    def _has_no_slot(self, reading: float, item: Item) -> bool:
+        full = number(item, "open_count") >= self.oracle.plan_of(item).max_open_reservations
+        return full and not _has_overdue(reading, item)
+
+    def _is_too_early(self, reading: float, item: Item) -> bool:
+        """By any plan of the run: containers keep accounts for a while. No expiry of anything can help."""
+        return any(
+            number(item, "rate_tat") > int(reading * 1000) + (plan.burst_requests - 1) * -(-60_000 // limit)
+            for plan in self.oracle.plans.values()
+            if (limit := plan.requests_per_minute) is not None
+        )
+
+
+def _has_overdue(reading: float, item: Item) -> bool:
+    """The process's own clock showed a reservation expired, with a second for the way."""
+    due = reading - 2 * SKEW_SECONDS - 1
+    return any(name[:2] == "r#" and parse_reservation(value["S"])[1] < due for name, value in item.items())
+
+
+def _summary(item: Item) -> str:
+    shown = ("remaining", "req_remaining", "open_count", "rate_tat", "overage_cap", "plan_version")
+    held = [f"{name}={value['S']}" for name, value in item.items() if name[:2] == "r#"]
+    return " ".join([*(f"{name}={item[name]['N']}" for name in shown), *held])
