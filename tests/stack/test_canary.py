@@ -407,7 +407,11 @@ def test_faults_of_upstream_are_answered_as_documented(gateway: Gateway, script:
         assert_tells_no_secret(answer.body.decode())
 
 
-def test_what_works_is_served_and_leaves_no_trace_of_its_words(gateway: Gateway, user: User) -> None:
+# ---- and now: what has been written down?
+
+
+def use_every_function(gateway: Gateway, user: User) -> None:
+    """So that each of them has a log to look into."""
     access_token, id_token = gateway.tokens(user)
     bearer = {"authorization": f"Bearer {access_token}"}
     assert gateway.send(user, PROMPT).status == 200
@@ -422,13 +426,10 @@ def test_what_works_is_served_and_leaves_no_trace_of_its_words(gateway: Gateway,
     gateway.stack.run_schedules()
 
 
-# ---- and now: what has been written down?
-
-
 def test_no_secret_and_no_prompt_is_in_any_log_or_stored_item(gateway: Gateway, user: User) -> None:
-    """Last in this file: looks at what all the others have left."""
-    gateway.send(user, PROMPT)
-    time.sleep(0.3)
+    """Last in this file: looks at what all the others have left, too."""
+    use_every_function(gateway, user)
+    time.sleep(0.3)  # lines come through a pipe
     remembered = gateway.remembered()
     access_token, _ = gateway.tokens(user)
     canaries = {
@@ -445,7 +446,6 @@ def test_no_secret_and_no_prompt_is_in_any_log_or_stored_item(gateway: Gateway, 
     }
     logs = sorted((gateway.stack.base_dir / "logs").glob("*.log"))
     assert {"claude", "auth", "usage", "usage_reset"} <= {path.stem for path in logs}
-    assert len(gateway.stack.logs("claude")) > 10_000
     texts = {path.name: path.read_text(errors="replace") for path in logs}
     texts["the table"] = json.dumps(gateway.items())
     texts["the screen"] = gateway.stack.output().partition("Ctrl-C stops everything")[2]
