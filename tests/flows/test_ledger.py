@@ -81,6 +81,13 @@ def test_fewer_than_sixteen_tokens_of_output_are_refused(room: int, fits: bool) 
     assert "Upgrade at example.com." in refused.value.public_message
 
 
+def test_a_call_without_output_is_refused_when_its_prompt_does_not_fit() -> None:
+    world = LedgerWorld(a_plan(quota_tokens=9))
+    with pytest.raises(QuotaExceededError):
+        world.ledger.reserve(world.account, world.key, an_ask(output_tokens=0))
+    assert world.ledger.reserve(world.account, world.key, an_ask(prompt_bound_tokens=9, output_tokens=0)).output_tokens == 0
+
+
 def test_a_key_that_does_not_want_clamping_is_refused_instead() -> None:
     world = LedgerWorld(a_plan(quota_tokens=99))
     with pytest.raises(QuotaExceededError):
@@ -200,6 +207,16 @@ def test_an_owner_that_comes_back_after_the_sweep_corrects_its_charge_once(polic
     assert (world.meter.counts, world.meter.cost_picousd, world.meter.settled_requests) == (counts, 7, 1)
 
 
+def test_a_swept_call_counts_against_the_request_quota_whatever_it_is_charged() -> None:
+    world = LedgerWorld(a_plan(quota_requests=1, expiry_policy=ExpiryPolicy.VOID))
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100))
+    world.seconds += 121
+    with pytest.raises(QuotaExceededError, match="all 1 requests"):
+        world.ledger.reserve(world.account, world.key, an_ask(100))
+    world.ledger.settle(grant, Settlement(30))
+    assert (world.meter.settled_requests, world.meter.remaining_requests) == (1, 0)
+
+
 def test_a_late_correction_never_passes_the_cap() -> None:
     world = LedgerWorld(a_plan(quota_tokens=100))
     grant = world.ledger.reserve(world.account, world.key, an_ask(100))
@@ -252,6 +269,13 @@ class TestTopUp:
             world.ledger.top_up(grant, 901)
         assert world.ledger.top_up(grant, 900).reservation.amount_tokens == 1_000
         assert world.meter.remaining_tokens == 0
+
+    def test_that_meets_nothing_but_transactions_does_not_say_the_quota_is_used_up(self) -> None:
+        world = LedgerWorld()
+        grant = world.ledger.reserve(world.account, world.key, an_ask(100))
+        world.client.next_calls(*[Fate.CONFLICT] * 8)
+        with pytest.raises(StoreUnavailableError):
+            world.ledger.top_up(grant, 1)
 
     def test_of_a_swept_reservation_is_refused(self) -> None:
         world = LedgerWorld()
@@ -325,6 +349,25 @@ class TestLostAnswers:
         world.ledger.settle(grant, Settlement(30))
         assert (world.meter.settled_tokens, world.meter.remaining_tokens) == (30, 970)
 
+    def test_a_settlement_in_the_way_of_transactions_waits_longer_each_time_and_is_made(self) -> None:
+        world = LedgerWorld()
+        grant = world.ledger.reserve(world.account, world.key, an_ask(100))
+        world.client.next_calls(*[Fate.CONFLICT] * 7)
+        world.ledger.settle(grant, Settlement(30))
+        assert world.meter.settled_tokens == 30
+        assert world.pauses == sorted(world.pauses)
+        assert 0.1 < sum(world.pauses) < 1
+
+    def test_a_first_reserve_that_lands_on_a_meter_opened_by_another_call_is_refused(self) -> None:
+        world = LedgerWorld()
+        world.client.next_calls(Fate.ARRIVES_LATER)
+        with pytest.raises(StoreUnavailableError):
+            world.ledger.reserve(world.account, world.key, an_ask(100))
+        other = world.new_ledger(Counting("other001", "nonce1"))
+        other.settle(other.reserve(world.account, world.key, an_ask(100)), Settlement(5))
+        assert world.client.deliver_late() == [False]
+        assert world.meter.reserved_tokens == 0
+
     def test_a_settlement_that_cannot_be_made_leaves_the_reservation_to_the_sweep(self) -> None:
         world = LedgerWorld()
         grant = world.ledger.reserve(world.account, world.key, an_ask(100))
@@ -379,6 +422,21 @@ class TestIdempotencyKeys:
             world.ledger.reserve(world.account, world.key, self.ask)
         world.ledger.reserve(world.account, world.key, self.ask)
         assert world.meter.reserved_tokens == 100
+
+    def test_the_key_of_a_call_that_was_released_can_be_used_again(self) -> None:
+        world = LedgerWorld()
+        world.ledger.release(world.ledger.reserve(world.account, world.key, self.ask))
+        world.ledger.reserve(world.account, world.key, self.ask)
+        assert world.meter.reserved_tokens == 100
+
+    def test_a_release_that_comes_twice_does_not_free_the_key_of_the_next_call(self) -> None:
+        world = LedgerWorld()
+        first = world.ledger.reserve(world.account, world.key, self.ask)
+        world.ledger.release(first)
+        world.ledger.reserve(world.account, world.key, self.ask)
+        world.ledger.release(first)
+        with pytest.raises(DuplicateRequestError):
+            world.ledger.reserve(world.account, world.key, self.ask)
 
     @pytest.mark.parametrize(("age_seconds", "free"), [(86_399, False), (86_400, False), (86_401, True)])
     def test_a_key_is_remembered_for_a_day(self, age_seconds: int, free: bool) -> None:

@@ -50,6 +50,9 @@ class Container:
             raise KilledError
         return self.process.now_seconds()
 
+    def pause(self, wait_seconds: float) -> None:
+        self.world.hub.sleep(self.process, wait_seconds)
+
     def new_id(self, length: int) -> str:
         return self.world.new_id(length)
 

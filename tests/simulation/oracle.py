@@ -91,7 +91,7 @@ class Oracle:
         self.meters: defaultdict[Key, MeterTruth] = defaultdict(MeterTruth)
         self.reservations: dict[str, Held] = {}
         self.profiles: dict[str, int] = {}
-        self.used_keys: set[tuple[int, str]] = set()
+        self.used_keys: dict[tuple[int, str], Call] = {}
         """(user, idempotency key) of every call that went up."""
         self.shared_ids: set[str] = set()
         """Reservation ids that two owners were given: a late duplicate may then slip between two tombstones."""
@@ -256,7 +256,7 @@ class Oracle:
         truth.written_off += written_off
         if record is not None:
             self._swept(key, name[2:], held, charged, written_off)
-            counted = charged > 0
+            counted = True
         else:
             counted = not (held.call is None or held.call.released)
             self.seen["settled" if counted else "released"] += 1
@@ -356,9 +356,10 @@ class Oracle:
         call.sliced, call.hard = plan.slice_output_tokens is not None, plan.hard
         if call.idempotency_key is not None:
             used = (call.user, call.idempotency_key)
-            if used in self.used_keys:
+            earlier = self.used_keys.get(used)
+            if earlier is not None and not earlier.released:
                 self.report("double_call", f"user {call.user} is served twice for {call.idempotency_key}")
-            self.used_keys.add(used)
+            self.used_keys[used] = call
 
     def bind_open(self, process: Process, call: Call) -> None:
         """The same for the one reservation that the process has open."""

@@ -15,6 +15,9 @@ class FakeClock:
     def now_seconds(self) -> float:
         return self.seconds
 
+    def pause(self, wait_seconds: float) -> None:
+        self.seconds += wait_seconds
+
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
 

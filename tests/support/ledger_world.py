@@ -78,6 +78,7 @@ class LedgerWorld:
 
     def __init__(self, plan: Plan | None = None, ids: Counting | None = None) -> None:
         self.seconds = START.timestamp()
+        self.pauses: list[float] = []
         self.table = MemoryTable("t")
         self.client = ScriptedClient(self.table, self.now_seconds)
         table = Table(cast("Any", self.client), "t")
@@ -92,6 +93,9 @@ class LedgerWorld:
 
     def now_seconds(self) -> float:
         return self.seconds
+
+    def pause(self, wait_seconds: float) -> None:
+        self.pauses.append(wait_seconds)
 
     def new_ledger(self, ids: Counting | None = None) -> Ledger:
         """Another process on the same table."""

@@ -36,6 +36,9 @@ class SystemClock:
     def now_seconds(self) -> float:
         return time.time()
 
+    def pause(self, wait_seconds: float) -> None:
+        time.sleep(wait_seconds)
+
 
 class SystemIds:
     """`tollgate.domain.sources.IdSource` from the operating system's generator.

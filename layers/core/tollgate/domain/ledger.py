@@ -153,6 +153,8 @@ class Grant:
     """The meter as it stood right after the reservation."""
     sent_twice: bool
     """A request of this reservation was sent more than once: its end leaves a tombstone."""
+    idempotency_key: str | None = None
+    """The client's key that is marked as used by this reservation."""
 
 
 @dataclass(frozen=True, slots=True)

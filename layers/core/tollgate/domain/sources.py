@@ -15,6 +15,9 @@ class Clock(Protocol):
     def now_seconds(self) -> float:
         """Epoch seconds, UTC. Compare instants of other machines only with SKEW_SECONDS of tolerance."""
 
+    def pause(self, wait_seconds: float) -> None:
+        """Let a short time pass: what is in the way now is gone in milliseconds."""
+
 
 class IdSource(Protocol):
     """Makes ids nobody can guess and no two callers share."""

@@ -44,6 +44,8 @@ from tollgate.domain.sources import Clock, IdSource
 from tollgate.domain.tokens import TokenCounts
 from tollgate.storage.meters import Booking, Meters, RateStep, Written
 
+CONFLICT_PAUSE_SECONDS: Final = 0.005
+"""First wait while somebody's transaction is under way on the meter; doubled each round, 0.6 s in all at most."""
 SETTLE_TRIES: Final = 2
 """Whole SDK calls (three attempts each) spent on a settlement before it is left to the sweep."""
 RATE_MEMORY_SECONDS: Final = 1
@@ -73,7 +75,7 @@ class Ledger:
             return self._reserve(account, key, attempt)
         except (TollgateError, StaleAccountError):
             if attempt.sent_twice:
-                self._give_up(key, attempt)
+                self._give_up(account, key, attempt)
             raise
 
     def top_up(self, grant: Grant, extra_tokens: int) -> Grant:
@@ -84,10 +86,11 @@ class Ledger:
         """
         cap = grant.overage_cap_tokens
         current = grant.reservation
-        for _ in range(MAX_ROUNDS):
+        for round_number in range(MAX_ROUNDS):
             bigger = replace(current, amount_tokens=grant.reservation.amount_tokens + extra_tokens)
             written = self._meters.top_up(grant.key, current, bigger, cap)
             if written.conflict:
+                self._wait_for_others(round_number)
                 continue
             meter = written.meter
             stored = meter.reservations.get(current.id) if meter else None
@@ -98,6 +101,8 @@ class Ledger:
             if stored == current and cap == meter.overage_cap_tokens and meter.room_tokens < extra_tokens:
                 break
             current, cap = stored, meter.overage_cap_tokens
+        else:
+            raise StoreUnavailableError("The usage store is busy.")
         raise QuotaExceededError(
             "This answer needs more of the usage period's quota than is left."
             f" It renews on {grant.key.period.end_at:%d %b %Y at %H:%M} UTC.",
@@ -115,8 +120,11 @@ class Ledger:
         return self._end(grant, settlement, returns_request=False)
 
     def release(self, grant: Grant) -> Settled:
-        """Give everything back, the request too: nothing was or will be generated for this call."""
-        return self._end(grant, Settlement(used_tokens=0), returns_request=True)
+        """Give everything back, request and idempotency key too: nothing was or will be generated for this call."""
+        settled = self._end(grant, Settlement(used_tokens=0), returns_request=True)
+        if grant.idempotency_key is not None:
+            self._meters.forget_marker(grant.key, grant.idempotency_key, grant.reservation)
+        return settled
 
     def sweep(self, meter: Meter, policy: ExpiryPolicy, *, most: int | None = None) -> int:
         """End the reservations whose owners are dead for sure, oldest first; how many this call ended.
@@ -132,7 +140,7 @@ class Ledger:
                 written_off_tokens=reservation.amount_tokens - charged,
                 counts=TokenCounts(),
                 cost_picousd=0,
-                returns_request=charged == 0,
+                returns_request=False,  # it may have been answered, and its owner may yet come back
             )
             if self._meters.expire(meter.key, reservation, booking, int(now)):
                 ended += 1
@@ -144,18 +152,19 @@ class Ledger:
         Raises StaleAccountError when the account is not the newest, StoreUnavailableError.
         """
         seen_version = account.profile.plan_version
-        for _ in range(MAX_ROUNDS):
+        for round_number in range(MAX_ROUNDS):
             meter = self._meters.find(key)
             if meter is not None and meter.plan_version > seen_version:
                 raise StaleAccountError
             if self._meters.change_plan(key, meter, plan, seen_version):
                 return
+            self._wait_for_others(round_number)
         raise StaleAccountError
 
     # ---- admission
 
     def _reserve(self, account: Account, key: MeterKey, attempt: _Attempt) -> Grant:
-        for _ in range(MAX_ROUNDS):
+        for round_number in range(MAX_ROUNDS):
             written = self._write_reservation(account, key, attempt)
             attempt.sent_twice |= written.sent_twice
             if written.meter is not None:
@@ -163,6 +172,7 @@ class Ledger:
             if written.applied and written.meter is not None:
                 return attempt.grant(key, written.meter)
             if written.conflict:
+                self._wait_for_others(round_number)
                 continue
             if written.meter is None:
                 if not self._meters.create(key, account.plan, account.profile.plan_version):
@@ -248,7 +258,7 @@ class Ledger:
         if meter.room_tokens >= ask.amount_tokens:
             return  # room came back meanwhile
         affordable = ask.affordable_output(meter.room_tokens - ask.prompt_bound_tokens)
-        if not ask.may_clamp or affordable < min(MIN_OUTPUT_TOKENS, ask.output_tokens):
+        if not ask.may_clamp or affordable < max(1, min(MIN_OUTPUT_TOKENS, ask.output_tokens)):
             _refuse_quota(
                 plan,
                 meter,
@@ -268,7 +278,7 @@ class Ledger:
             prompt_bound_tokens=ask.prompt_bound_tokens,
         )
 
-    def _give_up(self, key: MeterKey, attempt: _Attempt) -> None:
+    def _give_up(self, account: Account, key: MeterKey, attempt: _Attempt) -> None:
         """A reserve was sent whose fate is unknown, and nobody will use it: end it, or keep it from landing late."""
         reservation, now = attempt.reservation, int(self._clock.now_seconds())
         nothing = Booking(0, 0, TokenCounts(), 0, returns_request=True)
@@ -281,6 +291,9 @@ class Ledger:
                 if stored is not None and stored.nonce == reservation.nonce:
                     reservation = stored  # an earlier round, before the clamp, has landed
                     continue
+                if written.meter is None and not written.conflict:
+                    # What is under way may land on a meter that another call opens: open it, to forbid it there.
+                    self._meters.create(key, account.plan, account.profile.plan_version)
                 if self._meters.forbid(key, reservation.id, now).applied:
                     break
         if attempt.ask.idempotency_key is not None:
@@ -334,7 +347,7 @@ class Ledger:
     def _end_once(self, grant: Grant, settlement: Settlement, *, returns_request: bool) -> Settled:
         now = self._clock.now_seconds()
         reservation = grant.reservation
-        for _ in range(MAX_ROUNDS):
+        for round_number in range(MAX_ROUNDS):
             booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
             written = self._meters.settle(
                 grant.key,
@@ -346,6 +359,7 @@ class Ledger:
             if written.applied:
                 return Settled(booking.charged_tokens, booking.written_off_tokens, written.meter)
             if written.conflict:
+                self._wait_for_others(round_number)
                 continue
             stored = written.meter.reservations.get(reservation.id) if written.meter else None
             if stored is None or stored.nonce != reservation.nonce:
@@ -369,7 +383,7 @@ class Ledger:
         self, key: MeterKey, reservation: Reservation, settlement: Settlement, *, returns_request: bool
     ) -> Settled:
         """The reservation is gone: our own earlier attempt ended it, or the sweep did and the charge is corrected."""
-        for _ in range(MAX_ROUNDS):
+        for round_number in range(MAX_ROUNDS):
             expired = self._meters.find_expired(key, reservation)
             if expired is None:
                 booking = _booking(settlement, reservation.amount_tokens, returns_request=returns_request)
@@ -383,7 +397,13 @@ class Ledger:
             booking = _booking(settlement, min(most, expired.amount_tokens), returns_request=returns_request)
             if self._meters.correct(key, reservation, expired, booking, meter.overage_cap_tokens):
                 return Settled(booking.charged_tokens, booking.written_off_tokens, None, late=True)
+            self._wait_for_others(round_number)
         raise StoreUnavailableError("The usage store is busy.")
+
+    def _wait_for_others(self, round_number: int) -> None:
+        """Transactions on one item exclude each other for milliseconds; a random share keeps two of us out of step."""
+        share = 0.5 + self._ids.random_bytes(1)[0] / 510
+        self._clock.pause(CONFLICT_PAUSE_SECONDS * 2**round_number * share)
 
 
 class _Attempt:
@@ -411,6 +431,7 @@ class _Attempt:
             overage_cap_tokens=self.overage_cap_tokens,
             meter=meter,
             sent_twice=self.sent_twice,
+            idempotency_key=self.ask.idempotency_key,
         )
 
 

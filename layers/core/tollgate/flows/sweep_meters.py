@@ -39,22 +39,28 @@ def sweep_meters(
     """End every expired reservation. Raises StoreUnavailableError; running it again is always right."""
     seen = expired = 0
     now = datetime.fromtimestamp(clock.now_seconds(), UTC)
-    for month in _months(now):
-        for shard in range(SHARDS):
-            for pk, sk in meters.list_shard(month, shard):
-                if clock.now_seconds() >= deadline_at_seconds:
-                    return SweepReport(seen, expired, complete=False)
-                meter = meters.find_item(pk, sk)
-                if meter is None:
-                    continue
-                seen += 1
-                plan = catalog.plans.get(meter.plan_id)
-                expired += ledger.sweep(meter, plan.expiry_policy if plan else POLICY_WITHOUT_PLAN)
+    for month, shard in _partitions(now):
+        for pk, sk in meters.list_shard(month, shard):
+            if clock.now_seconds() >= deadline_at_seconds:
+                return SweepReport(seen, expired, complete=False)
+            meter = meters.find_item(pk, sk)
+            if meter is None:
+                continue
+            seen += 1
+            plan = catalog.plans.get(meter.plan_id)
+            expired += ledger.sweep(meter, plan.expiry_policy if plan else POLICY_WITHOUT_PLAN)
     return SweepReport(seen, expired, complete=True)
 
 
+def _partitions(now: datetime) -> list[tuple[str, int]]:
+    """Every month and shard, beginning somewhere else each hour: a run cut short never misses the same ones again."""
+    partitions = [(month, shard) for month in _months(now) for shard in range(SHARDS)]
+    first = int(now.timestamp()) // 3600 % len(partitions)
+    return partitions[first:] + partitions[:first]
+
+
 def _months(now: datetime) -> Iterator[str]:
-    """`2026-11`, `2026-10`, …, newest first: open reservations are almost always in the newest."""
+    """`2026-11`, `2026-10`, …, newest first."""
     months = now.year * 12 + now.month - 1
     for number in range(months, months - MONTHS_BACK - 1, -1):
         yield f"{number // 12:04d}-{number % 12 + 1:02d}"

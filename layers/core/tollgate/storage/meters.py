@@ -371,7 +371,6 @@ class Meters:
         """
         more = booking.charged_tokens - expired.charged_tokens
         more_written_off = booking.written_off_tokens - expired.written_off_tokens
-        swept_returned_request = expired.charged_tokens == 0
         fix: TransactWriteItemTypeDef = {
             "Update": {
                 "TableName": self._table.name,
@@ -391,7 +390,7 @@ class Meters:
             ":charged": n(more),
             ":back": n(-more),
             ":written_off": n(more_written_off),
-            ":requests": n(int(booking.returns_request) - int(swept_returned_request)),
+            ":requests": n(int(booking.returns_request)),
             ":one": n(0),  # the sweep has closed the stream slot
         }
         condition = "attribute_exists(PK)"
