@@ -39,10 +39,11 @@ def ready(
     lines = [
         f"   {needs:<91}{screen.paint('bold', f'ready in {seconds:.1f} s')}",
         "",
-        f"   Gateway   {screen.paint('bold', url)}",
+        f"   Gateway   {screen.paint('bold', f'{url:<43}')}  API docs  {url}/docs",
+        f"   {'':<53}  Mailbox   {url}/_dev/mail",
         "",
         *(_user_line(screen, user) for user in users),
-        f"   Password of both: {PASSWORD}    (sign in with Cognito's InitiateAuth; ids in stack.json)",
+        f"   Password of both: {PASSWORD}    (sign in with POST /auth/login)",
         "",
         f"   curl -N {url}/v1/messages -H 'x-api-key: {demo.api_key}' \\",
         "     -H 'anthropic-version: 2023-06-01' -H 'content-type: application/json' \\",

@@ -2,7 +2,7 @@
 
 A path of the HTTP API goes to its function (payload 2.0, JWT authorizer, buffered answer); every other path goes to the
 function behind the function URL (streamed as its chunks come). A client that leaves does not stop a function: as on
-Lambda it runs to its end. `/_dev/…` belongs to the stack itself.
+Lambda it runs to its end. `/_dev/…`, `/docs` and `/openapi.json` belong to the stack itself.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from dev.events import (
     match_route,
 )
 from dev.lambda_host import FunctionHost, Journey
+from dev.pages import CONTENT_SECURITY_POLICY, Page
 from dev.request_log import Outcome, RequestLog, parse_line
 from dev.runtime_api import Buffered, Chunk, Failed, Part, Prelude
 from dev.template import Function, LocalTemplate, Route
@@ -45,7 +46,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[str, str]]
-Control = Callable[[str, str], Awaitable[dict[str, Any] | None]]
+Control = Callable[[str, str], Awaitable[dict[str, Any] | Page | None]]
 
 API_SECONDS_AT_MOST: Final = 30.0
 """An HTTP API gives up on its integration after this time."""
@@ -59,6 +60,7 @@ DRAIN_SECONDS: Final = 3
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 _BODILESS: Final = {204, 304}
 _LOOPBACK: Final = {"127.0.0.1", "localhost"}
+_DOCUMENTS: Final = {"/docs", "/openapi.json"}
 
 
 class BrokenOffError(Exception):
@@ -102,7 +104,7 @@ class Gateway:
         exchange = _Exchange(request, receive, send)
         self.open_requests += 1
         try:
-            if request.path.startswith("/_dev/"):
+            if request.path.startswith("/_dev/") or request.path in _DOCUMENTS:
                 await exchange.answer(await self._answer_control(request))
                 return
             await self._serve(exchange, too_large=too_large)
@@ -167,7 +169,7 @@ class Gateway:
                 message = "Service Unavailable" if late else "Internal Server Error"
                 await exchange.answer(_json_answer(503 if late else 500, {"message": message}))
                 return
-        answer = None if payload is None else _proxy_answer(payload)
+        answer = None if payload is None else proxy_answer(payload)
         await exchange.answer(answer or _json_answer(500, {"message": "Internal Server Error"}))
 
     async def _serve_url(self, exchange: _Exchange, function: Function, *, too_large: bool) -> None:
@@ -194,7 +196,10 @@ class Gateway:
             return _json_answer(403, {"message": "send the header x-tollgate-dev: 1"})
         if (request.header("host") or "").rsplit(":", 1)[0] not in _LOOPBACK:
             return _json_answer(403, {"message": "ask by 127.0.0.1 or localhost"})
-        found = await self._control(request.method, request.path.removeprefix("/_dev/"))
+        found = await self._control(request.method, request.path.removeprefix("/_dev").removeprefix("/"))
+        if isinstance(found, Page):
+            headers = [("content-type", found.content_type), ("content-security-policy", CONTENT_SECURITY_POLICY)]
+            return Answer(200, [*headers, ("cache-control", "no-store")], found.body)
         return _json_answer(404, {"message": "Not Found"}) if found is None else _json_answer(200, found)
 
     async def _write_line(self, exchange: _Exchange) -> None:
@@ -382,7 +387,7 @@ def _too_large() -> Answer:
     return _json_answer(413, body, [("request-id", request_id), ("x-should-retry", "false")])
 
 
-def _proxy_answer(payload: bytes) -> Answer | None:
+def proxy_answer(payload: bytes) -> Answer | None:
     """What format 2.0 makes of a handler's return value; None when it makes nothing of it."""
     value = json.loads(payload)
     if not (isinstance(value, dict) and "statusCode" in value):

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from dev import banner
+from dev import banner, pages
 from dev.authorizer import TokenChecker
 from dev.code_watch import CodeWatch
+from dev.cognito_front import TRIGGERS_PATH, CognitoFront
 from dev.engines import (
     ROOT,
     Engine,
@@ -37,6 +38,8 @@ from dev.engines import (
 from dev.events import schedule_event
 from dev.gateway import DRAIN_SECONDS, Gateway, server_for
 from dev.lambda_host import FunctionHost, Journey
+from dev.mailbox import Mail, Mailbox
+from dev.pages import Page
 from dev.processes import Processes
 from dev.provision import (
     TABLE_NAME,
@@ -47,6 +50,7 @@ from dev.provision import (
     ensure_pool,
     ensure_secret,
     ensure_table,
+    ensure_triggers,
     ensure_user,
 )
 from dev.request_log import RequestLog, Screen, loud_text, parse_line
@@ -108,6 +112,8 @@ class Stack:
         self._remembered_file = options.state_dir / "remembered.json"
         self._remembered = Remembered.load(self._remembered_file)
         self._hosts: dict[str, FunctionHost] = {}
+        self._mailbox = Mailbox(self._on_mail)
+        self._front: CognitoFront | None = None
         self._users: tuple[DemoUser, ...] = ()
         self._started = False
         self.serving = False
@@ -146,6 +152,11 @@ class Stack:
         self._cloud = Cloud(ministack.result().url, table.result().url)
         made = pool.submit(self._make_table)
         ensure_pool(self._cloud.cognito(), self._template, self._remembered)
+        self._front = CognitoFront(
+            self._cloud.ministack_url, self._remembered.pool_id, self._mailbox, run_trigger=self._run_trigger
+        )
+        self._front.start()
+        ensure_triggers(self._cloud, self._template, self._front.url + TRIGGERS_PATH)
         self._upstream_url, upstream_key = claude.result()
         self._local = self._template.local(self._bindings(), longest_seconds=self._options.longest_seconds)
         stored = pool.submit(self._put_secrets, upstream_key)
@@ -166,7 +177,7 @@ class Stack:
     def _describe(self, step: str) -> str:
         match step:
             case "sign-in, secrets":
-                return "Cognito and SSM by ministack"
+                return "Cognito and SSM by ministack, codes checked and mailed to the local mailbox"
             case "table":
                 return f"DynamoDB by {'dynoxide' if find_dynoxide() else 'ministack'}"
             case "Claude" if self._options.upstream_url is None:
@@ -236,10 +247,12 @@ class Stack:
         return function
 
     def _make_hosts(self) -> None:
+        assert self._front is not None
         overrides = {
             "UPSTREAM_BASE_URL": self._upstream_url,
             "AWS_ENDPOINT_URL_DYNAMODB": self._cloud.table_url,
             "AWS_ENDPOINT_URL_SSM": self._cloud.ministack_url,
+            "AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": self._front.url,
             "COGNITO_JWKS_URL": self._jwks_url(),
         }
         for name, function in self._local.functions.items():
@@ -319,14 +332,26 @@ class Stack:
         online = self._options.upstream_url is not None
         self._screen.line(banner.ready(self._screen, self.url, self._users, self._catalog, seconds, online=online))
 
-    async def _control(self, method: str, path: str) -> dict[str, Any] | None:
+    async def _control(self, method: str, path: str) -> dict[str, Any] | Page | None:
         match method, path:
+            case "GET", "docs":
+                return pages.html("docs")
+            case "GET", "openapi.json":
+                return pages.openapi_document()
+            case "GET", "mail":
+                return pages.html("mail")
+            case "GET", "mail.json":
+                return self._mailbox.document()
             case "GET", "stack":
                 return {"pid": os.getpid(), "checkout": str(ROOT)}
             case "GET", "functions":
                 return {"processes": [row for host in self._hosts.values() for row in host.processes()]}
             case "POST", "schedules":
                 return {"runs": [await asyncio.to_thread(self.run_now, item) for item in self._local.schedules]}
+            case "POST", "recycle":
+                for host in self._hosts.values():
+                    host.recycle()
+                return {}
             case "POST", "reset":
                 await asyncio.to_thread(self.reset)
                 return {}
@@ -355,10 +380,19 @@ class Stack:
         self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} SCHEDULE {label}  {shown}  {seconds * 1000:.0f} ms")
         return result
 
+    def _run_trigger(self, name: str, event: bytes) -> bytes | None:
+        """Runs a function that Cognito calls; what goes wrong is in its log."""
+        result: bytes | None = None
+        host = next((host for host in self._hosts.values() if host.function.name == name), None)
+        for part in () if host is None else host.invoke(event, Journey(str(uuid4()))):
+            result = part.payload if isinstance(part, Buffered) else None
+        return result
+
     def reset(self) -> None:
         """Puts the demo data back to the start; ids and keys stay the same."""
         empty_table(self._cloud.dynamodb(), self._template)
         delete_other_users(self._cloud.cognito(), self._remembered.pool_id, {user.user_id for user in self._users})
+        self._mailbox.clear()
         self._seed()
         for host in self._hosts.values():
             host.recycle()
@@ -389,6 +423,10 @@ class Stack:
         self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {names} changed: functions start anew")
         self._prewarm()
 
+    def _on_mail(self, mail: Mail) -> None:
+        stamp = f"{datetime.now().astimezone():%H:%M:%S}"
+        self._screen.line(f" {stamp} MAIL {mail.to}  {mail.text}  {self._screen.paint('dim', self.url + '/_dev/mail')}")
+
     def _on_line(self, function: Function, journey: Journey | None, text: str) -> None:
         """Keeps every line in a file; shows those that somebody should see."""
         with self._log_files, (self._options.log_dir / f"{function.label}.log").open("a") as file:
@@ -413,6 +451,8 @@ class Stack:
         with suppress(FileNotFoundError):
             self._options.stack_file.unlink()
         self._close_hosts()
+        if self._front is not None:
+            self._front.close()
         self._processes.stop_all()
         self._listener.close()
 

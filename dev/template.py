@@ -292,6 +292,8 @@ class _Resolver:
         if name not in self._resources:
             raise TemplateError(f"{where}: !GetAtt {name}.{attribute} names nothing")
         physical = self._ref(name, where)
+        if attribute == "Arn" and self._resources[name].get("Type") == "AWS::Serverless::Function":
+            return f"arn:aws:lambda:{REGION}:{ACCOUNT_ID}:function:{physical}"  # as `Function.arn`
         return f"arn:aws:local:{REGION}:{ACCOUNT_ID}:{physical}" if attribute == "Arn" else f"{physical}-{attribute}"
 
     def _sub(self, value: Any, where: str) -> object:  # noqa: ANN401

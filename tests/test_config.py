@@ -9,6 +9,7 @@ import pytest
 from tollgate.config import (
     API_KEYS_NEED,
     LARGEST_MAX_BODY_BYTES,
+    SIGN_IN_NEEDS,
     TOKENS_NEED,
     UPSTREAM_NEEDS,
     ConfigurationError,
@@ -17,12 +18,13 @@ from tollgate.config import (
 )
 
 CANARY = "canary-value-9f3b"
-GATEWAY = (*TOKENS_NEED, *API_KEYS_NEED, *UPSTREAM_NEEDS)
+GATEWAY = (*TOKENS_NEED, *API_KEYS_NEED, *UPSTREAM_NEEDS, *SIGN_IN_NEEDS)
 COMPLETE = {
     "STAGE": "dev",
     "TABLE_NAME": "tollgate-dev",
     "COGNITO_ISSUER": "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_Example",
     "COGNITO_CLIENT_IDS": "client-a, client-b",
+    "COGNITO_CLIENT_ID": "client-a",
     "KEY_PEPPER_PARAMETER": "/tollgate/dev/key-pepper",
     "UPSTREAM_API_KEY_PARAMETER": "/tollgate/dev/anthropic-api-key",
     "AWS_REGION": "eu-west-1",
@@ -138,6 +140,31 @@ def test_the_body_limit_is_a_whole_number_that_lambda_can_deliver(value: str, ac
     else:
         with pytest.raises(ConfigurationError, match="MAX_BODY_BYTES must be"):
             load_settings(environ)
+
+
+@pytest.mark.parametrize(
+    ("value", "accepted"),
+    [("0", False), ("1", True), ("100", True), ("1000000", True), ("1000001", False), ("50%", False), ("-1", False)],
+)
+def test_the_limits_of_the_open_routes_are_scaled_by_whole_percents(value: str, accepted: bool) -> None:
+    environ = COMPLETE | {"OPEN_ROUTE_RATE_PERCENT": value}
+    if accepted:
+        assert load_settings(environ).open_route_rate_percent == int(value)
+    else:
+        with pytest.raises(ConfigurationError, match="OPEN_ROUTE_RATE_PERCENT must be"):
+            load_settings(environ)
+
+
+def test_unset_the_limits_of_the_open_routes_are_the_shipped_ones() -> None:
+    settings = load_settings(COMPLETE)
+    assert (settings.open_route_rate_percent, settings.disposable_domains_file) == (100, None)
+
+
+@pytest.mark.parametrize("value", ["domains.txt", "./domains.txt", "file:///opt/domains.txt"])
+def test_a_file_of_domains_is_named_by_its_absolute_path(value: str) -> None:
+    assert load_settings(COMPLETE | {"DISPOSABLE_DOMAINS_FILE": "/opt/d.txt"}).disposable_domains_file == "/opt/d.txt"
+    with pytest.raises(ConfigurationError, match="DISPOSABLE_DOMAINS_FILE must be the absolute path"):
+        load_settings(COMPLETE | {"DISPOSABLE_DOMAINS_FILE": value})
 
 
 @pytest.mark.parametrize(("value", "allowed"), [("true", True), ("false", False), ("", False)])

@@ -11,9 +11,26 @@ import pytest
 from tests.support.moto_table import set_credentials
 from tests.test_config import COMPLETE
 from tollgate.config import ConfigurationError
-from tollgate.wiring import SystemClock, SystemIds, build_auth, build_claude, build_usage
+from tollgate.wiring import (
+    SystemClock,
+    SystemIds,
+    build_api_keys,
+    build_auth,
+    build_claude,
+    build_pre_token_generation,
+    build_usage,
+)
 
-GATEWAY_ONLY = {"KEY_PEPPER_PARAMETER", "UPSTREAM_API_KEY_PARAMETER", "AWS_REGION"}
+EVERYBODY = {"STAGE", "TABLE_NAME"}
+TOKENS = EVERYBODY | {"COGNITO_ISSUER", "COGNITO_CLIENT_IDS"}
+PEPPER = {"KEY_PEPPER_PARAMETER", "AWS_REGION"}
+NEEDED: dict[Callable[[], object], set[str]] = {
+    build_api_keys: TOKENS | PEPPER,
+    build_auth: TOKENS | PEPPER | {"COGNITO_CLIENT_ID"},
+    build_claude: TOKENS | PEPPER | {"UPSTREAM_API_KEY_PARAMETER"},
+    build_pre_token_generation: EVERYBODY | {"AWS_REGION"},
+    build_usage: TOKENS,
+}
 
 
 def test_the_real_clock_tells_the_time() -> None:
@@ -32,12 +49,7 @@ def test_ids_and_secrets_do_not_repeat() -> None:
     assert len({ids.random_bytes(32) for _ in range(1_000)}) == 1_000
 
 
-NEEDS = [
-    (build, name)
-    for build in (build_auth, build_usage, build_claude)
-    for name in COMPLETE
-    if build is build_claude or name not in GATEWAY_ONLY
-]
+NEEDS = [(build, name) for build, names in NEEDED.items() for name in sorted(names)]
 
 
 @pytest.mark.parametrize(("build", "missing"), NEEDS)
@@ -53,7 +65,7 @@ def test_a_builder_refuses_what_its_function_cannot_work_without(
     assert refusal.value.missing == (missing,)
 
 
-@pytest.mark.parametrize("build", [build_auth, build_usage, build_claude])
+@pytest.mark.parametrize("build", NEEDED)
 def test_a_builder_with_everything_builds_and_calls_nobody(
     monkeypatch: pytest.MonkeyPatch, build: Callable[[], object]
 ) -> None:
@@ -61,6 +73,6 @@ def test_a_builder_with_everything_builds_and_calls_nobody(
     set_credentials(monkeypatch)
     for name, value in COMPLETE.items():
         monkeypatch.setenv(name, value)
-    for service in ("DYNAMODB", "SSM"):
+    for service in ("COGNITO_IDENTITY_PROVIDER", "DYNAMODB", "SSM"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     assert build()

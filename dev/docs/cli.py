@@ -1,6 +1,6 @@
 """Writes the generated pages of docs/, or says which of them are out of date.
 
-python -m dev.docs all               settings.md, errors.md, access-patterns.md
+python -m dev.docs all               settings.md, errors.md, access-patterns.md, openapi.json
 python -m dev.docs settings          one of them
 python -m dev.docs all --check       write nothing; status 1 when a page is not what code says
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dev.docs import access_patterns, errors, settings
+from dev.docs import access_patterns, errors, openapi, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs"
@@ -21,6 +21,7 @@ FOLDER = ROOT / "docs"
 PAGES: dict[str, Callable[[Path], str]] = {
     "access-patterns": access_patterns.page,
     "errors": errors.page,
+    "openapi": openapi.page,
     "settings": settings.page,
 }
 
@@ -28,7 +29,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
 def write(names: Sequence[str]) -> None:
     """Writes these pages."""
     for name in names:
-        (FOLDER / f"{name}.md").write_text(PAGES[name](ROOT), encoding="utf-8")
+        path_of(name).write_text(PAGES[name](ROOT), encoding="utf-8")
 
 
 def outdated(names: Sequence[str]) -> list[str]:
@@ -36,8 +37,13 @@ def outdated(names: Sequence[str]) -> list[str]:
     return [name for name in names if _written(name) != PAGES[name](ROOT)]
 
 
+def path_of(name: str) -> Path:
+    """Where a page is kept."""
+    return FOLDER / f"{name}{'.json' if name == 'openapi' else '.md'}"
+
+
 def _written(name: str) -> str | None:
-    path = FOLDER / f"{name}.md"
+    path = path_of(name)
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -52,5 +58,5 @@ def main(arguments: Sequence[str]) -> int:
         write(names)
         return 0
     for name in (found := outdated(names)):
-        print(f"docs/{name}.md is out of date: python -m dev.docs {name}", file=sys.stderr)
+        print(f"docs/{path_of(name).name} is out of date: python -m dev.docs {name}", file=sys.stderr)
     return 1 if found else 0

@@ -99,9 +99,9 @@ def hello(request: HttpRequest) -> None:
 def _models_of(request: HttpRequest) -> list[Model]:
     """The models the caller may use now; never empty. Raises AuthenticationError, NotFoundError."""
     tools = url.tools
-    plan = tools.accounts.find(tools.authenticator.principal_of(request.headers)).plan
-    now = datetime.fromtimestamp(tools.clock.now_seconds(), UTC)
-    models = served_models(tools.catalog.models.values(), plan, now)
+    principal = tools.authenticator.principal_of(request.headers)
+    plan, now = tools.accounts.find(principal).plan, datetime.fromtimestamp(tools.clock.now_seconds(), UTC)
+    models = served_models(tools.catalog.models.values(), plan, principal, now)
     if not models:
-        raise NotFoundError("Your plan has no model that is still served.", error_code="model_not_found")
+        raise NotFoundError("Your plan and key have no model that is still served.", error_code="model_not_found")
     return models

@@ -214,6 +214,13 @@ def test_free_fits_parallel_calls_and_charges_who_hangs_up() -> None:
     assert free.period_kind is PeriodKind.CALENDAR_MONTH
 
 
+def test_ten_thousand_free_users_a_month_are_all_that_the_operator_can_be_made_to_pay_for() -> None:
+    catalog = load_catalog("default")
+    free = catalog.plan("free")
+    assert free.pool_tokens == 10_000 * free.most_tokens
+    assert [plan.id for plan in catalog.plans.values() if plan.pool_tokens is not None] == ["free"]
+
+
 @pytest.mark.parametrize("plan_id", ["pro", "enterprise"])
 def test_paid_plans_reserve_in_slices_and_follow_the_subscription(plan_id: str) -> None:
     plan = load_catalog("default").plan(plan_id)

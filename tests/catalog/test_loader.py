@@ -39,7 +39,9 @@ max_output_tokens = 8_000
 slice_output_tokens = 4_000
 expiry_policy = "input"
 period_kind = "anchored_month"
+max_api_keys = 3
 upgrade_message = "Ask us."
+pool_tokens = 25_000
 """
 PRICE = "{ input = 1_000, output = 2_000, cache_write_5m = 3_000, cache_write_1h = 4_000, cache_read = 5_000 }"
 ROW = f"""
@@ -93,6 +95,8 @@ def test_a_plan_is_what_its_table_says(tmp_path: Path) -> None:
     assert (plan.max_output_tokens, plan.slice_output_tokens) == (8_000, 4_000)
     assert (plan.expiry_policy, plan.period_kind) == (ExpiryPolicy.INPUT, PeriodKind.ANCHORED_MONTH)
     assert plan.upgrade_message == "Ask us."
+    assert plan.max_api_keys == 3
+    assert (plan.pool_tokens, plan.most_tokens) == (25_000, 2_500)
 
 
 def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
@@ -100,6 +104,18 @@ def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
 
     assert plan.quota_requests is plan.requests_per_minute is plan.max_output_tokens is plan.slice_output_tokens is None
     assert (plan.overage_cap_tokens, plan.burst_requests, plan.upgrade_message) == (0, 0, "")
+    assert plan.max_api_keys == 10
+    assert plan.pool_tokens is None
+
+
+@pytest.mark.parametrize(("number", "right"), [(-1, False), (0, True), (1, True), (100, True), (101, False)])
+def test_a_plan_has_none_to_a_hundred_api_keys(tmp_path: Path, number: int, right: bool) -> None:
+    folder = write(tmp_path, changed(PLANS, "max_api_keys = 3", f"max_api_keys = {number}"))
+    if right:
+        assert read_catalog(folder, "mine").plan("large").max_api_keys == number
+        return
+    with pytest.raises(CatalogError, match="max_api_keys"):
+        read_catalog(folder, "mine")
 
 
 def test_the_smallest_plan_there_can_be_is_one(tmp_path: Path) -> None:
@@ -270,6 +286,17 @@ PLAN_FAULTS = [
         "overage_cap_tokens",
         "only a soft quota of tokens",
         id="overage of calls",
+    ),
+    pytest.param(
+        "pool_tokens = 25_000", "pool_tokens = 2_499", "plans.large", "pool_tokens", "less than the 2500", id="no room"
+    ),
+    pytest.param(
+        "quota_tokens = 1_000",
+        "quota_requests = 10\npool_tokens = 1_000",
+        "plans.small",
+        "pool_tokens",
+        "this plan has none",
+        id="a pool of calls",
     ),
     pytest.param("burst_requests = 10", "", "plans.large", "burst_requests", "together", id="a rate without a burst"),
     pytest.param(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import socket
@@ -115,9 +116,76 @@ def test_the_password_signs_in_and_the_token_opens_the_api(stack: RunningStack) 
     assert get(stack, "/auth/me")[0] == 401
 
 
+def raw(stack: RunningStack, path: str) -> tuple[str, str, str]:
+    """(content type, content security policy, text) of a page."""
+    with urllib.request.urlopen(stack.gateway_url + path, timeout=20) as response:
+        headers = response.headers
+        return headers["content-type"], headers["content-security-policy"], response.read().decode()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/_dev/mail"])
+def test_a_page_brings_all_it_needs_and_may_ask_nobody_else(stack: RunningStack, path: str) -> None:
+    kind, policy, text = raw(stack, path)
+    assert kind.startswith("text/html")
+    assert policy.startswith("default-src 'none'")
+    assert "connect-src 'self'" in policy
+    assert "http://" not in text
+    assert "https://" not in text
+
+
+def test_the_api_description_is_served_as_from_here(stack: RunningStack) -> None:
+    kind, _, text = raw(stack, "/openapi.json")
+    written = json.loads((ROOT / "docs" / "openapi.json").read_text())
+    served = json.loads(text)
+    assert kind == "application/json"
+    assert served["paths"] == written["paths"]
+    assert [server["url"] for server in served["servers"]] == ["/"]
+
+
+def test_a_code_is_mailed_and_printed_and_tokens_carry_the_plan(stack: RunningStack) -> None:
+    """By way of the stack's own front of Cognito, with the function that the pool calls."""
+    email, password = "new@example.com", "analytical-Engine-1843"
+    assert post(stack, "/auth/register", {"email": email, "password": password}) == 202
+    [mail] = stack.mails(email)
+    assert line_about(stack, "MAIL", email, mail["code"], "/_dev/mail")
+    assert post(stack, "/auth/confirm", {"email": email, "code": f"{(int(mail['code']) + 1) % 1_000_000:06}"}) == 400
+    assert post(stack, "/auth/confirm", {"email": email, "code": mail["code"]}) == 200
+    token = stack.access_token().split(".")[1]
+    assert json.loads(base64.urlsafe_b64decode(token + "=="))["plan"] == "pro"
+
+
+def post(stack: RunningStack, path: str, body: object) -> int:
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(stack.gateway_url + path, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_recycling_replaces_every_process(stack: RunningStack) -> None:
+    ask(stack, stack.demo_key)
+    before = stack.function_processes("claude", "idle")
+    stack.recycle()
+    ask(stack, stack.demo_key)
+    assert before
+    assert not set(before) & set(stack.function_processes("claude"))
+
+
 def test_the_banner_shows_links_keys_and_lines_to_paste(stack: RunningStack) -> None:
     printed = stack.output()
-    for words in (stack.gateway_url, stack.demo_key, stack.near_quota_key, "curl -N ", "Python ", "Claude Code "):
+    for words in (
+        stack.gateway_url,
+        "API docs  ",
+        "Mailbox  ",
+        stack.demo_key,
+        stack.near_quota_key,
+        "curl -N ",
+        "Python ",
+        "Claude Code ",
+    ):
         assert words in printed
 
 

@@ -80,6 +80,14 @@ def test_references_substitutions_and_joins_become_values(tmp_path: Path) -> Non
     assert environment["JOINED"] == "a-blue"
 
 
+def test_the_pool_names_its_triggers_as_the_stack_names_its_functions() -> None:
+    template = Template(ROOT / "template.yaml")
+    _, pool = template.properties("AWS::Cognito::UserPool")
+    arn = pool["LambdaConfig"]["PreTokenGenerationConfig"]["LambdaArn"]
+    functions = template.local(BINDINGS).functions.values()
+    assert [function.label for function in functions if function.arn == arn] == ["pre_token_generation"]
+
+
 @pytest.mark.parametrize(("flag", "value"), [("true", "yes"), ("false", None)])
 def test_no_value_leaves_the_entry_out(tmp_path: Path, flag: str, value: str | None) -> None:
     environment = small(tmp_path, Flag=flag).local({"Pool": "pool-1"}).functions["Work"].environment
@@ -122,7 +130,8 @@ def test_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
 
 def test_the_projects_own_template_is_understood_whole() -> None:
     local = Template(ROOT / "template.yaml", {"AllowTestKeys": "true"}).local(BINDINGS)
-    assert {function.label for function in local.functions.values()} == {"auth", "usage", "claude", "usage_reset"}
+    folders = {path.parent.name for path in (ROOT / "functions").glob("*/app.py")}
+    assert {function.label for function in local.functions.values()} == folders
     assert local.url_function is not None
     assert local.url_function.label == "claude"
     assert local.url_function.environment["TABLE_NAME"] == "table-1"

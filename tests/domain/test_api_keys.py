@@ -9,6 +9,8 @@ import string
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.clocks import NOON
 from tollgate.domain.api_keys import (
@@ -16,10 +18,13 @@ from tollgate.domain.api_keys import (
     ApiKey,
     KeyMode,
     KeyRefusal,
+    KeyState,
     hash_api_key,
     is_well_formed,
+    key_id,
     mint_api_key,
     mode_of,
+    overlap_end,
 )
 
 BASE62 = string.digits + string.ascii_letters
@@ -135,3 +140,80 @@ def test_a_revoked_key_is_called_revoked_even_when_it_has_expired_too() -> None:
     noon = datetime.fromtimestamp(NOON, UTC)
     key = a_key(expires_at=noon - timedelta(days=1), revoked_at=noon)
     assert key.refusal_at(NOON) is KeyRefusal.REVOKED
+
+
+# --- States, rotation, limits
+
+WEEK = 7 * 24 * 3600
+INSTANTS = st.integers(NOON - WEEK, NOON + WEEK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, KeyState.ACTIVE),
+        ({"replaced_by": "key_2"}, KeyState.REPLACED),
+        ({"replaced_by": "key_2", "expires_at": datetime.fromtimestamp(NOON, UTC)}, KeyState.EXPIRED),
+        ({"replaced_by": "key_2", "revoked_at": datetime.fromtimestamp(NOON, UTC)}, KeyState.REVOKED),
+    ],
+)
+def test_a_key_has_one_state(changes: dict[str, object], state: KeyState) -> None:
+    assert a_key(**changes).state_at(NOON) is state
+
+
+@given(own_end=st.none() | INSTANTS, now=INSTANTS, overlap=st.integers(0, WEEK), seen=INSTANTS)
+def test_a_rotation_never_makes_the_old_key_live_longer(own_end: int | None, now: int, overlap: int, seen: int) -> None:
+    """Whenever one looks: what is accepted after the rotation was accepted without it, and not beyond the overlap."""
+    key = a_key(expires_at=None if own_end is None else datetime.fromtimestamp(own_end, UTC))
+    end = overlap_end(key, datetime.fromtimestamp(now, UTC), overlap)
+    rotated = a_key(expires_at=end, replaced_by="key_2")
+    assert end.timestamp() <= now + overlap
+    if rotated.refusal_at(seen) is None:
+        assert key.refusal_at(seen) is None
+        assert seen < now + overlap
+    elif key.refusal_at(seen) is None:
+        assert seen >= now + overlap, "no shorter than asked for either"
+
+
+@given(own_end=st.none() | INSTANTS, rotations=st.lists(st.tuples(INSTANTS, st.integers(0, WEEK)), max_size=5))
+def test_no_line_of_rotations_outlives_the_first_keys_end(
+    own_end: int | None, rotations: list[tuple[int, int]]
+) -> None:
+    """A successor inherits the end, so rotating again and again is no way around an expiry."""
+    first = a_key(expires_at=None if own_end is None else datetime.fromtimestamp(own_end, UTC))
+    for now, overlap in rotations:
+        end = overlap_end(first, datetime.fromtimestamp(now, UTC), overlap)
+        assert first.expires_at is None or end <= first.expires_at
+
+
+@given(instant=st.integers(NOON - WEEK, NOON + WEEK), milliseconds=st.integers(0, 999))
+def test_an_overlap_ends_on_a_whole_second_as_it_is_stored(instant: int, milliseconds: int) -> None:
+    now = datetime.fromtimestamp(instant, UTC) + timedelta(milliseconds=milliseconds)
+    assert overlap_end(a_key(), now, 60) == datetime.fromtimestamp(instant + 60, UTC)
+
+
+@given(first=st.integers(NOON, NOON + WEEK), second=st.integers(NOON, NOON + WEEK))
+def test_ids_sort_by_the_second_of_creation(first: int, second: int) -> None:
+    earlier, later = key_id(min(first, second), "zzzzzz"), key_id(max(first, second) + 1, "000000")
+    assert earlier < later
+    assert len(earlier) == len(later) == 12
+
+
+def test_a_key_without_budget_and_rate_has_no_limits_to_count() -> None:
+    assert a_key(max_tokens_policy="refuse", allowed_models=frozenset({"m"})).limits is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [({"name": "ci"}, '"ci" (…wxyz)'), ({"name": ""}, "…wxyz")],
+)
+def test_limits_name_the_key_as_its_owner_knows_it(changes: dict[str, object], label: str) -> None:
+    limits = a_key(budget_tokens=5, **changes).limits
+    assert limits is not None
+    assert limits.label == label
+
+
+def test_a_successor_shares_the_counters_of_the_first_key_of_its_line() -> None:
+    limits = a_key(id="key_3", first_id="key_1", budget_tokens=5).limits
+    assert limits is not None
+    assert limits.id == "key_1"

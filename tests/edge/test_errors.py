@@ -47,6 +47,7 @@ def answered(error: Exception) -> tuple[int, dict[str, str], dict[str, object]]:
         (MethodNotAllowedError("x"), 405, "invalid_request_error", "false"),
         (errors.DuplicateRequestError("x"), 409, "conflict_error", "false"),
         (errors.RequestTooLargeError("x"), 413, "request_too_large", "false"),
+        (errors.UnsupportedMediaTypeError("x"), 415, "invalid_request_error", "false"),
         (errors.IdempotencyMismatchError("x"), 422, "invalid_request_error", "false"),
         (RateLimitedError("x", retry_after_seconds=3), 429, "rate_limit_error", None),
         (quota_error(), 429, "billing_error", "false"),
@@ -103,6 +104,27 @@ def test_a_subclass_is_answered_as_its_parent() -> None:
 @pytest.mark.parametrize(("asked", "told"), [(0, "1"), (1, "1"), (59, "59"), (60, "60"), (61, "60"), (86_400, "60")])
 def test_a_short_window_never_makes_a_client_wait_longer_than_a_minute(asked: int, told: str) -> None:
     assert answered(RateLimitedError("x", retry_after_seconds=asked))[1]["retry-after"] == told
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, "1"), (1, "1"), (60, "60"), (61, "61"), (86_400, "86400")])
+def test_an_open_route_tells_the_true_wait_and_stops_retries(asked: int, told: str) -> None:
+    error = RateLimitedError("x", retry_after_seconds=asked, error_code="too_many_attempts")
+    status, headers, body = answered(error)
+    assert (status, body["type"]) == (429, "rate_limit_error")
+    assert (headers["retry-after"], headers["x-should-retry"]) == (told, "false")
+
+
+def test_every_429_tells_whole_seconds() -> None:
+    for row in ERROR_TABLE:
+        for code in row.codes if int(row.status) == 429 else ():
+            error = (
+                quota_error()
+                if row.error is errors.QuotaExceededError
+                else RateLimitedError("x", retry_after_seconds=7)
+            )
+            error.error_code = code
+            status, headers, _ = answered(error)
+            assert (status, headers["retry-after"].isdecimal()) == (429, True), code
 
 
 @pytest.mark.parametrize(

@@ -377,3 +377,28 @@ def test_an_id_tokens_claims_are_refused() -> None:
     claims = {"sub": SUBJECT, "aud": CLIENT_ID, "token_use": "id", "custom:plan": "enterprise"}
     with pytest.raises(AuthenticationError):
         principal_of_claims(claims, CLIENTS)
+
+
+# --- What a key brings with it
+
+
+def test_a_keys_models_and_limits_travel_with_its_caller(world: World) -> None:
+    text = world.issue(
+        id="key_5",
+        first_id="key_3",
+        allowed_models=frozenset({"claude-haiku-4-5"}),
+        budget_tokens=900,
+        requests_per_minute=30,
+        burst_requests=4,
+    )
+    principal = world.call(text)
+    assert principal.allowed_models == {"claude-haiku-4-5"}
+    assert principal.limits is not None
+    assert (principal.limits.id, principal.limits.budget_tokens) == ("key_3", 900)
+    assert (principal.limits.requests_per_minute, principal.limits.burst_requests) == (30, 4)
+
+
+def test_an_access_token_and_a_plain_key_have_no_limits_of_their_own(world: World) -> None:
+    for credential in (world.pool.access_token(NOON), world.issue()):
+        principal = world.call(credential)
+        assert (principal.limits, principal.allowed_models) == (None, frozenset())

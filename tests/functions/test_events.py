@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import pytest
 from moto import mock_aws
 
 from dev.fake_claude import FakeClaude
+from tests.support.fake_cognito import FakeCognito
 from tests.support.lambda_context import LambdaContext
 from tests.support.sam import ROOT, environment_of, functions_of, load_template, rights_of, role_of, table_definition
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
@@ -48,11 +50,50 @@ class Case:
 
 
 CASES = {
+    "api_keys-create": Case(201, has=('"key":"tg_live_', '"budget_tokens":50000')),
+    "api_keys-create-invalid": Case(400, "invalid_field"),
+    "api_keys-create-no-authorizer": Case(401, "invalid_credentials"),
+    "api_keys-get": Case(200, has=('"id":"key_1"', '"state":"active"')),
+    "api_keys-get-unknown": Case(404, "not_found"),
+    "api_keys-list": Case(200, has=('"id":"key_1"', '"has_more":false')),
+    "api_keys-rename": Case(200, has=('"name":"desktopapp"',)),
+    "api_keys-report": Case(202, has=('"received"',)),
+    "api_keys-revoke": Case(204),
+    "api_keys-rotate": Case(200, has=('"key":"tg_live_', '"state":"replaced"')),
+    "auth-confirm": Case(200, has=('"confirmed"',)),
+    "auth-confirm-wrong-code": Case(400, "invalid_code"),
+    "auth-delete-me": Case(204),
     "auth-health": Case(200, has=('"ok"',)),
+    "auth-login": Case(200, has=('"access_token"', '"refresh_token"', '"free"', '"remaining"')),
+    "auth-login-mfa-wrong-code": Case(400, "invalid_code"),
+    "auth-login-second-factor": Case(200, has=('"SOFTWARE_TOKEN_MFA"', '"session"')),
+    "auth-login-unconfirmed": Case(403, "email_not_verified"),
+    "auth-login-wrong-password": Case(401, "invalid_credentials"),
+    "auth-logout": Case(204),
+    "auth-logout-everywhere": Case(204),
     "auth-me": Case(200, has=('"b4c8e4a8-7011-70f2-9d3e-5c1f0a2b3c4d"', '"free"')),
     "auth-me-foreign-client": Case(401, "invalid_credentials"),
     "auth-me-id-token": Case(401, "invalid_credentials"),
     "auth-me-no-authorizer": Case(401, "invalid_credentials"),
+    "auth-mfa-associate": Case(200, has=('"secret"', '"otpauth_uri"')),
+    "auth-mfa-disable": Case(200, has=('"disabled"',)),
+    "auth-mfa-disable-wrong-password": Case(403, "wrong_password"),
+    "auth-mfa-verify-wrong-code": Case(400, "invalid_code"),
+    "auth-password-forgot": Case(202, has=('"accepted"',)),
+    "auth-password-reset": Case(200, has=('"password_reset"',)),
+    "auth-password-reset-wrong-code": Case(400, "invalid_code"),
+    "auth-preferences": Case(200, has=('"theme"',)),
+    "auth-profile": Case(200, has=('"display_name"',)),
+    "auth-put-preferences": Case(200, has=('"dark"',)),
+    "auth-put-preferences-unknown-field": Case(400, "invalid_field"),
+    "auth-put-profile": Case(200, has=('"Europe/London"',)),
+    "auth-put-profile-email": Case(400, "invalid_field"),
+    "auth-refresh": Case(200, has=('"access_token"', '"refresh_token"')),
+    "auth-refresh-unknown": Case(401, "invalid_credentials"),
+    "auth-register": Case(202, has=('"accepted"',)),
+    "auth-register-short-password": Case(400, "invalid_field"),
+    "auth-register-throw-away-address": Case(400, "email_domain_not_accepted"),
+    "auth-resend": Case(202, has=('"accepted"',)),
     "claude-count-tokens": Case(200, has=('"input_tokens"',)),
     "claude-hello": Case(200),
     "claude-key": Case(200),
@@ -72,7 +113,14 @@ CASES = {
     "usage-current": Case(200, has=('"remaining"',)),
     "usage-current-no-authorizer": Case(401, "invalid_credentials"),
 }
-"""Of the events over HTTP; `usage_reset` answers to nobody."""
+"""Of the events over HTTP; `usage_reset` answers to nobody, and a trigger to Cognito."""
+CLAIMED = {
+    "pre_token_generation-first-version": None,
+    "pre_token_generation-refresh": "free",
+    "pre_token_generation-sign-in": "free",
+    "pre_token_generation-sign-in-page": "free",
+}
+"""The plan that the trigger adds to tokens; None: it leaves its event alone."""
 
 
 @dataclass(slots=True)
@@ -92,13 +140,16 @@ class Deployment:
     def note(self, model: Any, params: dict[str, Any], **_: object) -> None:  # noqa: ANN401  botocore's OperationModel
         """A `before-call` hook of botocore: what the call needs the right to do."""
         arguments = json.loads(params["body"])
-        self.used_rights |= set(_rights_needed(model.service_model.service_name, model.name, arguments))
+        if model.auth_type != "none":
+            self.used_rights |= set(_rights_needed(model.service_model.service_name, model.name, arguments))
 
 
 def _rights_needed(service: str, operation: str, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if service == "ssm":
         for name in arguments["Names"]:
             yield f"ssm:{operation}", f"arn:aws:ssm:us-east-1:111122223333:parameter{name}"
+    elif service == "cognito-idp":
+        yield f"{service}:{operation}", "<UserPool.Arn>"
     elif operation == "TransactWriteItems":
         action_of = {"ConditionCheck": "ConditionCheckItem"} | {
             kind: f"{kind}Item" for kind in ("Put", "Update", "Delete")
@@ -117,6 +168,21 @@ def claude() -> Iterator[FakeClaude]:
         yield server
 
 
+@pytest.fixture
+def pool() -> Iterator[FakeCognito]:
+    """The users that events/ are about."""
+    issuer = environment_of("auth", TEMPLATE)["COGNITO_ISSUER"]
+    with FakeCognito(time.time, pool_id=issuer.rpartition("/")[2]) as pool:
+        password = "correct horse battery"
+        ada = pool.add("ada@example.com", password, sub="b4c8e4a8-7011-70f2-9d3e-5c1f0a2b3c4d")
+        ada.reset_code = "123456"
+        ada.refresh_tokens.add("refresh.of.ada")
+        pool.bearers["eyJ0.eyJ0.c2ln"] = ada.sub
+        pool.add("waiting@example.com", password, confirmed=False).code = "123456"
+        pool.add("guarded@example.com", password).second_factor = True
+        yield pool
+
+
 @cache
 def own_session() -> botocore.session.Session:
     """Shared by the tests' own clients: reading AWS's service descriptions takes longer than a test."""
@@ -124,7 +190,9 @@ def own_session() -> botocore.session.Session:
 
 
 @pytest.fixture
-def deploy(monkeypatch: pytest.MonkeyPatch, claude: FakeClaude) -> Iterator[Callable[[str], Deployment]]:
+def deploy(
+    monkeypatch: pytest.MonkeyPatch, claude: FakeClaude, pool: FakeCognito
+) -> Iterator[Callable[[str], Deployment]]:
     """Deploys a function: its environment, its table, its secrets, a fresh container."""
     with mock_aws():
 
@@ -132,6 +200,7 @@ def deploy(monkeypatch: pytest.MonkeyPatch, claude: FakeClaude) -> Iterator[Call
             environ = environment_of(name, TEMPLATE)
             if "UPSTREAM_BASE_URL" in environ:
                 environ["UPSTREAM_BASE_URL"] = claude.url
+            environ["AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER"] = pool.url
             environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
             for variable, value in environ.items():
                 monkeypatch.setenv(variable, value)
@@ -215,6 +284,20 @@ def test_the_hourly_run_answers_to_its_own_event(deploy: Callable[[str], Deploym
     assert_rights_suffice(deployment)
 
 
+@pytest.mark.parametrize("name", CLAIMED)
+def test_the_trigger_answers_to_its_events(name: str, deploy: Callable[[str], Deployment]) -> None:
+    """Each twice: the second time in a container that is warm."""
+    deployment = deploy("pre_token_generation")
+    for _ in range(2):
+        event = event_named(name)
+        if CLAIMED[name] is not None:
+            claims = {"claimsToAddOrOverride": {"plan": CLAIMED[name]}}
+            details = {"idTokenGeneration": claims, "accessTokenGeneration": claims}
+            event["response"]["claimsAndScopeOverrideDetails"] = details
+        assert deployment.invoke(event_named(name)) == event
+    assert_rights_suffice(deployment)
+
+
 def assert_rights_suffice(deployment: Deployment) -> None:
     rights = rights_of(role_of(deployment.function, TEMPLATE), TEMPLATE)
     for action, resource in deployment.used_rights:
@@ -222,7 +305,14 @@ def assert_rights_suffice(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["auth-me-no-authorizer", "usage-current-no-authorizer", "claude-messages-no-auth", "claude-hello"]
+    "name",
+    [
+        "api_keys-create-no-authorizer",
+        "auth-me-no-authorizer",
+        "usage-current-no-authorizer",
+        "claude-messages-no-auth",
+        "claude-hello",
+    ],
 )
 def test_what_its_looks_decide_costs_no_read(name: str, deploy: Callable[[str], Deployment]) -> None:
     """A flood of anonymous requests touches neither the table nor the secrets."""
@@ -233,7 +323,7 @@ def test_what_its_looks_decide_costs_no_read(name: str, deploy: Callable[[str], 
 
 def test_every_event_has_a_case_and_every_case_an_event() -> None:
     names = {path.stem for path in EVENTS}
-    assert names == CASES.keys() | {"usage_reset-scheduled"}
+    assert names == CASES.keys() | CLAIMED.keys() | {"usage_reset-scheduled"}
     assert {function_of(name) for name in names} == functions_of(TEMPLATE).keys()
 
 

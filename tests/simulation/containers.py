@@ -9,7 +9,7 @@ from tests.simulation.hub import KilledError, Process
 from tests.simulation.network import SimulatedClient
 from tollgate.domain.ledger import MeterKey
 from tollgate.domain.periods import period_at
-from tollgate.domain.principals import Account, CredentialKind, MaxTokensPolicy, Principal
+from tollgate.domain.principals import Account, CredentialKind, KeyLimits, MaxTokensPolicy, Principal
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.ledger import Ledger
 from tollgate.storage.meters import Meters
@@ -59,9 +59,9 @@ class Container:
     def random_bytes(self, count: int) -> bytes:
         return self.world.rng.randbytes(count)
 
-    def principal(self, user: int, *, may_clamp: bool = True) -> Principal:
+    def principal(self, user: int, *, may_clamp: bool = True, limits: KeyLimits | None = None) -> Principal:
         policy = MaxTokensPolicy.CLAMP if may_clamp else MaxTokensPolicy.REFUSE
-        return Principal(TENANT, user_id(user), CredentialKind.API_KEY, "key", policy)
+        return Principal(TENANT, user_id(user), CredentialKind.API_KEY, "key", policy, limits=limits)
 
     def account(self, user: int, *, fresh: bool = False) -> Account:
         return self.accounts.find(self.principal(user), fresh=fresh)

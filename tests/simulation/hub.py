@@ -13,6 +13,8 @@ from typing import Any
 
 import greenlet  # type: ignore[import-untyped]  # it ships no types
 
+from tollgate.domain.principals import KeyLimits
+
 MAX_EVENTS = 400_000
 
 
@@ -35,6 +37,7 @@ class Process:
         "frozen_until",
         "greenlet",
         "hub",
+        "limits",
         "name",
         "on_kill",
         "outages",
@@ -59,6 +62,8 @@ class Process:
         self.sights: list[tuple[float, Any]] = []
         """Meters that refused it or that it read, each with its clock's last reading: what refusals are judged by."""
         self.on_kill: Callable[[], None] | None = None
+        self.limits: KeyLimits | None = None
+        """Of the API key that the call came with."""
         self.crash: Exception | None = None
         self.greenlet = greenlet.greenlet(self._run, hub.greenlet)
 

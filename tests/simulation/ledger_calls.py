@@ -34,6 +34,7 @@ def ask_for(container: Container, bound_tokens: int, output_tokens: int, request
         deadline_at_seconds=container.deadline_at_seconds,
         idempotency_key=request.idempotency_key if request else None,
         body_sha256=request.body_sha256 if request and request.idempotency_key else None,
+        limits=request.limits if request else None,
     )
 
 
@@ -54,6 +55,7 @@ class LedgerCall:
             visible_prompt=request.prompt_tokens <= request.bound_tokens,
             idempotency_key=request.idempotency_key,
         )
+        self.process.limits = request.limits
         self.process.on_kill = lambda: world.generate_on(self.call)
 
     def serve(self) -> None:

@@ -217,6 +217,8 @@ _ENDS = (
 
 _PLANS = (
     _condition("create check", "def _check_plan_version(", "plan_version = :version", 1000),
+    _condition("pool", "def _take_from_pool(", "attribute_not_exists(taken) OR taken <= :room", 200),
+    _flow("pool with the meter", "def create(", "put, *pool]", "put]", 200, module=METERS),
     _flow(
         "carry check",
         "def carry_plan(",
@@ -278,7 +280,72 @@ _RELAY = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_ADMISSION, *_ENDS, *_PLANS, *_TOP_UPS, *_RELAY)
+_KEYS = (
+    _condition(
+        "key budget",
+        "_KEY_FITS: ",
+        "#k <= :key_most",
+        100,
+        "",
+        "(attribute_not_exists(#k) OR #k <= :key_most)",
+    ),
+    _condition("key budget, more than all of it", "_KEY_NEVER_FITS: ", "#k <= :key_most", 400),
+    _flow(
+        "key budget, first amount above it",
+        "def _key_parts(",
+        "_KEY_FITS if most >= 0 else _KEY_NEVER_FITS",
+        "_KEY_FITS",
+        400,
+        module=METERS,
+    ),
+    _condition("key budget, top-up", "def top_up(", "#k <= :key_most", 1000, "", " AND #k <= :key_most"),
+    _flow("key budget moves with a top-up", "def top_up(", "#k = #k + :extra", "#k = #k", 400, module=METERS),
+    _flow(
+        "key budget moves with the end",
+        "def _book(",
+        "#k = #k - :back",
+        "#k = #k",
+        50,
+        module=METERS,
+    ),
+    _condition(
+        "key budget, late correction",
+        "def correct(",
+        "#k <= :key_most",
+        4000,
+        "the flow bounds the charge by what it read; only a reservation of the key in between makes the difference",
+        " AND #k <= :key_most",
+    ),
+    _flow(
+        "key id kept in the reservation",
+        "def encode(",
+        'f"{text}:{self.key_id}" if self.key_id else text',
+        "text",
+        50,
+        module=DOMAIN,
+    ),
+    _condition(
+        "key's GCRA idle", "_KEY_RATE_IDLE: ", "#q <= :key_now", 400, "", "(attribute_not_exists(#q) OR #q <= :key_now)"
+    ),
+    _condition(
+        "key's GCRA busy, latest",
+        "_KEY_RATE_BUSY: ",
+        "#q <= :key_latest",
+        400,
+        "",
+        "#q > :key_now AND #q <= :key_latest",
+    ),
+    _condition(
+        "key's GCRA busy, earliest",
+        "_KEY_RATE_BUSY: ",
+        "#q > :key_now",
+        400,
+        "as for the user's: this form is sent only by who has seen the stored time lie ahead",
+        "#q > :key_now AND #q <= :key_latest",
+    ),
+)
+
+MUTANTS: tuple[Mutant, ...] = (*_ADMISSION, *_ENDS, *_PLANS, *_TOP_UPS, *_KEYS, *_RELAY)
 
 
 # ---- applying one

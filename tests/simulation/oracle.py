@@ -3,10 +3,11 @@
 It reads the stored attributes themselves and tells the kinds of writes apart by what they changed. Refusals are judged
 in `refusals.py`, the end of a run in `reckoning.py`.
 
-Reported here, at the commit: conservation (the sums of every meter, and only an end moves them), over_limit,
-over_requests, over_concurrency, rate (exact GCRA in the table's own order), double_bill, stale_plan, lost_tokens and
-expiry_charge (what a sweep books), swept_alive, leftover (a call that met no outage left a reservation), overdue (open
-longer than the time-out and 60 s although swept), half_correction, double_call, unreserved_call, item_size.
+Reported here, at the commit: conservation (the sums of every meter and of every key, and only an end moves them),
+over_limit, over_requests, over_concurrency, over_budget (of an API key), rate (exact GCRA in the table's own order, the
+user's and the key's), pool (what openings take of it, and never more than it has), double_bill, stale_plan, lost_tokens
+and expiry_charge (what a sweep books), swept_alive, leftover (a call that met no outage left a reservation), overdue
+(open longer than the time-out and 60 s although swept), half_correction, double_call, unreserved_call, item_size.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ class MeterTruth:
     """The largest quota + overage cap that was ever in force."""
     held: dict[str, Held] = field(default_factory=dict)
     """Open reservations by their attribute name."""
+    key_charged: Counter[str] = field(default_factory=Counter)
+    """Charges that count against a key's budget, by `k#` attribute."""
 
 
 @lru_cache(maxsize=65536)
-def parse_reservation(text: str) -> tuple[int, int, str, int]:
-    """(amount, expires at, nonce, prompt bound) of a stored reservation."""
-    amount, expires_at, nonce, bound = text.split(":")
-    return int(amount), int(expires_at), nonce, int(bound)
+def parse_reservation(text: str) -> tuple[int, int, str, int, str]:
+    """(amount, expires at, nonce, prompt bound, key id or nothing) of a stored reservation."""
+    amount, expires_at, nonce, bound, *key_id = text.split(":")
+    return int(amount), int(expires_at), nonce, int(bound), "".join(key_id)
 
 
 class Oracle:
@@ -91,6 +94,8 @@ class Oracle:
         self.meters: defaultdict[Key, MeterTruth] = defaultdict(MeterTruth)
         self.reservations: dict[str, Held] = {}
         self.profiles: dict[str, int] = {}
+        self.pools: dict[Key, int] = {}
+        """Tokens taken."""
         self.used_keys: dict[tuple[int, str], Call] = {}
         """(user, idempotency key) of every call that went up."""
         self.shared_ids: set[str] = set()
@@ -110,18 +115,46 @@ class Oracle:
         self.seen["commits"] += 1
         meter: Change | None = None
         record: Change | None = None
+        pool: Change | None = None
         for change in changes:
             kind = change.sk[:5]
             if kind == "USAGE":
                 meter = change
             elif kind == "EXPIR":
                 record = change
+            elif kind == "MONTH":
+                pool = change
             elif kind == "PROFI":
                 self._watch_profile(change)
+        self._watch_pool(pool, meter)
         if meter is not None:
             self._watch_meter(meter, record, with_profile=len(changes) > 1)
         elif record is not None:
             self.report("half_correction", f"{record.sk} changed without its meter")
+
+    def _watch_pool(self, change: Change | None, meter: Change | None) -> None:
+        """What is taken of a pool is what the meters opened on its plan can use at most, and never more than it has."""
+        opened = meter is not None and meter.old is None and meter.new is not None
+        plan = self.plans[meter.new["plan_id"]["S"]] if opened and meter is not None and meter.new else None
+        due = 0 if plan is None or plan.pool_tokens is None else plan.most_tokens
+        before = number(change.old, "taken") if change is not None and change.old is not None else 0
+        taken = number(change.new, "taken") if change is not None and change.new is not None else 0
+        if taken - before != due:
+            self.report("pool", f"{taken - before} taken by an opening that is due {due}")
+        if change is None or plan is None:
+            return
+        self.seen["pool_taken"] += 1
+        if change.pk != f"TENANT#main#POOL#{plan.id}" or taken > (plan.pool_tokens or 0):
+            self.report("pool", f"{change.pk} {change.sk}: {taken} taken of {plan.pool_tokens}")
+        self.pools[change.pk, change.sk] = taken
+
+    def has_full_pool(self) -> bool:
+        """Whether one has no room for another user; nothing ever returns to it."""
+        rooms = [
+            (self.plans[pk.rpartition("#")[2]].pool_tokens or 0) - taken - self.plans[pk.rpartition("#")[2]].most_tokens
+            for (pk, _), taken in self.pools.items()
+        ]
+        return any(room < 0 for room in rooms)
 
     def _watch_profile(self, change: Change) -> None:
         if change.new is None:
@@ -179,10 +212,10 @@ class Oracle:
     # ---- reserve, top-up
 
     def _held(self, key: Key, truth: MeterTruth, name: str, old: Item, new: Item) -> None:
-        amount, _, nonce, bound = parse_reservation(new[name]["S"])
+        amount, _, nonce, _, key_id = parse_reservation(new[name]["S"])
         before = old.get(name)
         if before is None:
-            self._reserved(key, truth, name, (amount, nonce, bound), old, new)
+            self._reserved(key, truth, name, old, new)
         elif parse_reservation(before["S"])[2] != nonce:
             self.report("conservation", f"{key} {name}: {before['S']} overwritten by {new[name]['S']}")
         else:
@@ -191,11 +224,22 @@ class Oracle:
         floor = -number(new, "overage_cap")
         if number(new, "remaining") < floor:
             self.report("over_limit", f"{key} {name} admitted: remaining {number(new, 'remaining')} below {floor}")
+        if key_id:
+            self._check_budget(key, new)
 
-    def _reserved(
-        self, key: Key, truth: MeterTruth, name: str, value: tuple[int, str, int], old: Item, new: Item
-    ) -> None:
-        amount, nonce, bound = value
+    def _check_budget(self, key: Key, new: Item) -> None:
+        """Whoever takes from a key's budget leaves it within the budget that this sender knows."""
+        sender = self.network.sender
+        assert sender is not None
+        limits = sender.limits
+        if limits is None or limits.budget_tokens is None:
+            self.report("over_budget", f"{key} {sender.name} counts against a budget that its key does not have")
+        elif number(new, f"k#{limits.id}") > limits.budget_tokens:
+            taken = number(new, f"k#{limits.id}")
+            self.report("over_budget", f"{key} {limits.id}: {taken} of {limits.budget_tokens} taken by {sender.name}")
+
+    def _reserved(self, key: Key, truth: MeterTruth, name: str, old: Item, new: Item) -> None:
+        amount, _, nonce, bound, key_id = parse_reservation(new[name]["S"])
         sender = self.network.sender
         assert sender is not None
         self.seen["reserved"] += 1
@@ -206,7 +250,10 @@ class Oracle:
             held = known
             held.open = True
         else:
-            held = Held(name[2:], nonce, key, sender, self.plan_of(new), self.hub.now, amount, bound)
+            held = Held(name[2:], nonce, key, sender, self.plan_of(new), self.hub.now, amount, bound, key_id)
+            if key_id:
+                self.seen["reserved_by_keys"] += 1
+                truth.key_charged[f"k#{key_id}"] += 0  # from now on the key is in the books
             self.reservations[nonce] = held
         truth.held[name] = held
         if number(new, "req_remaining") < 0:
@@ -218,28 +265,33 @@ class Oracle:
             self.report("over_concurrency", f"{key} {open_count} open of {plan.max_open_reservations}")
         if sender.done and known is None:
             self.seen["reserved_after_the_end"] += 1
-        self._check_rate(key, plan, old, new)
+        self._check_rate(key, (plan.requests_per_minute, plan.burst_requests), old, new, "rate_tat")
+        limits = sender.limits
+        if limits is not None:
+            rate = (limits.requests_per_minute, limits.burst_requests)
+            self._check_rate(key, rate, old, new, f"q#{limits.id}")
 
-    def _check_rate(self, key: Key, plan: Plan, old: Item, new: Item) -> None:
+    def _check_rate(self, key: Key, rate: tuple[int | None, int], old: Item, new: Item, name: str) -> None:
         """Exact GCRA, in the table's own order, at the instant that the sender gave its request."""
-        tat, next_tat = number(old, "rate_tat"), number(new, "rate_tat")
-        if plan.requests_per_minute is None:
+        tat, next_tat = number(old, name) if name in old else 0, number(new, name) if name in new else 0
+        requests_per_minute, burst_requests = rate
+        if requests_per_minute is None:
             if tat != next_tat:
                 self.report("rate", f"{key} rate state moved without a rate limit")
             return
         now_ms = int(self.network.sent_reading * 1000)
-        interval_ms = -(-60_000 // plan.requests_per_minute)
-        tolerance_ms = (plan.burst_requests - 1) * interval_ms
+        interval_ms = -(-60_000 // requests_per_minute)
+        tolerance_ms = (burst_requests - 1) * interval_ms
         if tat > now_ms + tolerance_ms:
             self.report("rate", f"{key} admitted at {now_ms}, {tat - now_ms - tolerance_ms} ms too early")
         if next_tat != max(tat, now_ms) + interval_ms:
             self.report("rate", f"{key} rate state went {tat} -> {next_tat} at {now_ms}")
-        self.seen["rate_idle" if tat <= now_ms else "rate_busy"] += 1
+        self.seen[f"{'key_' if name[1] == '#' else ''}rate_{'idle' if tat <= now_ms else 'busy'}"] += 1
 
     # ---- settle, release, sweep, late correction
 
     def _ended(self, key: Key, truth: MeterTruth, name: str, old: Item, new: Item, record: Change | None) -> None:
-        _, _, nonce, _ = parse_reservation(old[name]["S"])
+        _, _, nonce, _, key_id = parse_reservation(old[name]["S"])
         held = self.reservations[nonce]
         truth.held.pop(name, None)
         held.open = False
@@ -254,6 +306,8 @@ class Oracle:
         held.written_off_tokens += written_off
         truth.settled += charged
         truth.written_off += written_off
+        if key_id:
+            truth.key_charged[f"k#{key_id}"] += charged
         if record is not None:
             self._swept(key, name[2:], held, charged, written_off)
             counted = True
@@ -296,6 +350,10 @@ class Oracle:
         held.written_off_tokens += written_off
         truth.settled += charged
         truth.written_off += written_off
+        if held.key_id:
+            truth.key_charged[f"k#{held.key_id}"] += charged
+            if charged > 0:
+                self._check_budget(key, new)
         if charged > 0 and room(new) < 0:
             self.report("over_limit", f"{key} {nonce} corrected by {charged} beyond the room there was")
         counted = not (held.call is None or held.call.released)
@@ -322,10 +380,16 @@ class Oracle:
 
     def _check_sums(self, key: Key, truth: MeterTruth, new: Item) -> None:
         quota, reserved, count = number(new, "quota"), 0, 0
+        counted = bool(truth.key_charged)
         for name, value in new.items():
-            if name[:2] == "r#":
+            kind = name[:2]
+            if kind == "r#":
                 reserved += parse_reservation(value["S"])[0]
                 count += 1
+            elif kind == "k#":
+                counted = True
+        if counted:
+            self._check_keys(key, truth, new)
         remaining, settled = number(new, "remaining"), number(new, "settled")
         if remaining != quota - settled - reserved:
             self.report("conservation", f"{key} remaining {remaining} of {quota} - {settled} - {reserved}")
@@ -344,6 +408,19 @@ class Oracle:
             self.largest_item = size = max(self.largest_item, item_size(new))
             if size > MAX_ITEM_BYTES:
                 self.report("item_size", f"{key} has {size} bytes")
+
+    def _check_keys(self, key: Key, truth: MeterTruth, new: Item) -> None:
+        """What counts against a key is what was charged to it and what its open reservations hold."""
+        taken = truth.key_charged.copy()
+        for name, value in new.items():
+            if name[:2] == "r#":
+                amount, _, _, _, key_id = parse_reservation(value["S"])
+                if key_id:
+                    taken[f"k#{key_id}"] += amount
+        for name in {*taken, *(name for name in new if name[:2] == "k#")}:
+            stored = number(new, name) if name in new else None
+            if stored != taken[name]:
+                self.report("conservation", f"{key} {name} is {stored}, charged and held {taken[name]}")
 
     # ---- the upstream call of a reservation
 

@@ -16,6 +16,7 @@ from tests.simulation.scenario import Request, Scenario
 from tollgate.domain.errors import QuotaExceededError, RateLimitedError
 from tollgate.domain.ledger import MIN_OUTPUT_TOKENS, SKEW_SECONDS
 from tollgate.domain.periods import period_at
+from tollgate.domain.principals import KeyLimits
 from tollgate.domain.tokens import TokenWeights
 from tollgate.storage.table import user_pk
 
@@ -32,15 +33,19 @@ class Refusals:
         self, error: QuotaExceededError | RateLimitedError, container: Container, request: Request, bound_tokens: int
     ) -> None:
         """`bound_tokens`: the billable bound of the request's prompt."""
+        if error.error_code == "free_pool_exhausted":
+            self.oracle.seen["refused_pool"] += 1
+            if not self.oracle.has_full_pool():
+                self.oracle.report("false_reject", f"{container.process.name}: no pool is full")
+            return
         sights = self._sights(container, request)
         if isinstance(error, QuotaExceededError):
-            without_requests = any(self._has_no_request(reading, item) for reading, item in sights)
-            self.oracle.seen["refused_requests" if without_requests else "refused_quota"] += 1
-            right = without_requests or any(self._has_no_room(*sight, request, bound_tokens) for sight in sights)
+            right = self._was_full(error, sights, request, bound_tokens)
         else:
             self.oracle.seen[f"refused_{error.error_code}"] += 1
             tests: dict[str, Callable[[float, Item], bool]] = {
                 "rate_limited": self._is_too_early,
+                "key_rate_limited": lambda reading, item: _is_too_early_for(request.limits, reading, item),
                 "too_many_streams": self._has_no_slot,
             }
             test = tests.get(error.error_code)  # contention shows nothing
@@ -48,6 +53,16 @@ class Refusals:
         if not right:
             seen = [f"{_summary(item)} at {reading:.3f}" for reading, item in sights[-3:]]
             self.oracle.report("false_reject", f"{container.process.name}: {error.error_code}, but saw {seen}")
+
+    def _was_full(
+        self, error: QuotaExceededError, sights: list[tuple[float, Item]], request: Request, bound_tokens: int
+    ) -> bool:
+        if error.error_code == "key_budget_exceeded":
+            self.oracle.seen["refused_key_budget"] += 1
+            return any(self._has_no_budget(*sight, request, bound_tokens) for sight in sights)
+        without_requests = any(self._has_no_request(reading, item) for reading, item in sights)
+        self.oracle.seen["refused_requests" if without_requests else "refused_quota"] += 1
+        return without_requests or any(self._has_no_room(*sight, request, bound_tokens) for sight in sights)
 
     def _sights(self, container: Container, request: Request) -> list[tuple[float, Item]]:
         """What it saw, each with its own clock.
@@ -67,11 +82,22 @@ class Refusals:
         return number(item, "req_remaining") < 1 and not _has_overdue(reading, item)
 
     def _has_no_room(self, reading: float, item: Item, request: Request, bound_tokens: int) -> bool:
+        return room(item) < self._least(item, request, bound_tokens) and not _has_overdue(reading, item)
+
+    def _has_no_budget(self, reading: float, item: Item, request: Request, bound_tokens: int) -> bool:
+        limits = request.limits
+        if limits is None or limits.budget_tokens is None:
+            return False
+        name = f"k#{limits.id}"
+        left = limits.budget_tokens - (number(item, name) if name in item else 0)
+        return left < self._least(item, request, bound_tokens) and not _has_overdue(reading, item)
+
+    def _least(self, item: Item, request: Request, bound_tokens: int) -> int:
+        """Billable tokens without which the request is not served."""
         slice_tokens = self.oracle.plan_of(item).slice_output_tokens
         output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
         least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
-        needed = bound_tokens + self.weights.billable_output(least)
-        return room(item) < needed and not _has_overdue(reading, item)
+        return bound_tokens + self.weights.billable_output(least)
 
     def _has_no_slot(self, reading: float, item: Item) -> bool:
         full = number(item, "open_count") >= self.oracle.plan_of(item).max_open_reservations
@@ -86,6 +112,13 @@ class Refusals:
         )
 
 
+def _is_too_early_for(limits: KeyLimits | None, reading: float, item: Item) -> bool:
+    if limits is None or limits.requests_per_minute is None:
+        return False
+    interval_ms, name = -(-60_000 // limits.requests_per_minute), f"q#{limits.id}"
+    return name in item and number(item, name) > int(reading * 1000) + (limits.burst_requests - 1) * interval_ms
+
+
 def _has_overdue(reading: float, item: Item) -> bool:
     """The process's own clock showed a reservation expired, with a second for the way."""
     due = reading - 2 * SKEW_SECONDS - 1
@@ -93,6 +126,7 @@ def _has_overdue(reading: float, item: Item) -> bool:
 
 
 def _summary(item: Item) -> str:
+    keys = [f"{name}={item[name]['N']}" for name in item if name[:2] in ("k#", "q#")]
     shown = ("remaining", "req_remaining", "open_count", "rate_tat", "overage_cap", "plan_version")
     held = [f"{name}={value['S']}" for name, value in item.items() if name[:2] == "r#"]
-    return " ".join([*(f"{name}={item[name]['N']}" for name in shown), *held])
+    return " ".join([*(f"{name}={item[name]['N']}" for name in shown), *keys, *held])

@@ -49,6 +49,7 @@ class RelayCall:
             weights=world.model.weights,
             streamed=world.rng.random() < 0.8,
         )
+        self.process.limits = request.limits
         self.process.on_kill = lambda: world.generate_on(self.call)
         self.journal = _Journal()
         self.relay = MessageRelay(
@@ -59,6 +60,7 @@ class RelayCall:
             requests=Requests(container.table),
             clock=container,
             journal=self.journal,
+            note_use=lambda _: None,
         )
 
     def serve(self) -> None:
@@ -67,7 +69,9 @@ class RelayCall:
         body = _body(self.request, streamed=self.call.streamed)
         call = MessageCall(
             request_id=f"req_{next(world.request_numbers)}",
-            principal=self.container.principal(self.request.user, may_clamp=self.request.may_clamp),
+            principal=self.container.principal(
+                self.request.user, may_clamp=self.request.may_clamp, limits=self.request.limits
+            ),
             body=body,
             deadline_at_seconds=self.container.deadline_at_seconds,
             idempotency_key=self.request.idempotency_key,

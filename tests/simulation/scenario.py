@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from tests.simulation.network import MessageFaults
 from tollgate.domain.periods import UsagePeriod, period_at
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
+from tollgate.domain.principals import KeyLimits
 from tollgate.domain.tokens import TokenWeights
 
 
@@ -61,6 +62,8 @@ class Request:
     may_clamp: bool
     idempotency_key: str | None
     body_sha256: str
+    limits: KeyLimits | None = None
+    """Of the API key it is sent with, as the container that takes it knows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     period = period_at(kind, anchor, inside)
     crossing = rng.random() < 0.5
     start = _start(rng, period, span) if crossing else _inside(rng, period)
-    plans = _draw_plans(rng, policy, kind)
+    plans = _with_pools(_draw_plans(rng, policy, kind), seed)
     users = rng.choice([1, 1, 2, 3])
     first = tuple(rng.choice(list(plans)) for _ in range(users))
     levels = Levels.draw(rng) if options.faults else Levels(settled_twice=0)
@@ -158,9 +161,10 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         whole_job=rng.random() < 0.15,
         containers=rng.choice([0, 1, 4]),
     )
-    return replace(
+    scenario = replace(
         scenario, requests=_draw_requests(rng, scenario, users), plan_changes=_draw_plan_changes(rng, scenario, users)
     )
+    return replace(scenario, requests=_with_keys(scenario))
 
 
 def _start(rng: random.Random, period: UsagePeriod, span: float) -> float:
@@ -209,6 +213,15 @@ def _draw_plans(rng: random.Random, policy: ExpiryPolicy, kind: PeriodKind) -> d
     return plans
 
 
+def _with_pools(plans: dict[str, Plan], seed: int) -> dict[str, Plan]:
+    """In an eighth of the runs the first plan's users share a pool that may be too small for all of them."""
+    dice = random.Random(f"pool {seed}")
+    plan = plans["plan0"]
+    if plan.quota_tokens is None or dice.random() > 0.125:
+        return plans
+    return plans | {plan.id: replace(plan, pool_tokens=plan.most_tokens * dice.choice([1, 2]) + dice.choice([0, 1]))}
+
+
 def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[Request, ...]:
     count = rng.choice([6, 12, 24, 40])
     herds = rng.random() < 0.5
@@ -240,6 +253,37 @@ def _draw_requests(rng: random.Random, scenario: Scenario, users: int) -> tuple[
         if repeats:
             requests += _repeats(rng, request)
     return tuple(sorted(requests, key=lambda request: request.at_seconds))
+
+
+def _with_keys(scenario: Scenario) -> tuple[Request, ...]:
+    """In a third of the runs most requests come with one of two keys, whose limits change once on the way.
+
+    From a generator of its own: the other runs are what they were before there were keys.
+    """
+    rng = random.Random(scenario.seed ^ 0x6B657973)
+    if rng.random() >= 1 / 3:
+        return scenario.requests
+    quota = min(plan.stored_quota_tokens for plan in scenario.plans.values())
+    keys = [(_draw_limits(rng, f"key{number}", quota), _draw_limits(rng, f"key{number}", quota)) for number in range(2)]
+    changed_at = scenario.start_seconds + scenario.span_seconds * rng.uniform(0.2, 1.5)
+    requests = []
+    for request in scenario.requests:
+        before, after = rng.choice(keys)
+        # Containers remember a key for up to a minute, so old and new limits are in use side by side.
+        limits = after if request.at_seconds > changed_at + rng.uniform(-60, 0) else before
+        requests.append(replace(request, limits=limits if rng.random() < 0.85 else None))
+    return tuple(requests)
+
+
+def _draw_limits(rng: random.Random, key_id: str, quota_tokens: int) -> KeyLimits:
+    limited = quota_tokens if quota_tokens < 1_000_000 else 20_000
+    return KeyLimits(
+        id=key_id,
+        label=key_id,
+        budget_tokens=rng.choice([None, 60, limited // 10, limited // 4, limited // 2, limited * 2]),
+        requests_per_minute=rng.choice([None, None, 6, 60]),
+        burst_requests=rng.choice([1, 3]),
+    )
 
 
 def _repeats(rng: random.Random, request: Request) -> list[Request]:

@@ -19,7 +19,7 @@ from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
 from tollgate.domain.principals import Profile
 from tollgate.domain.tokens import TokenCounts
-from tollgate.storage.meters import Booking, Expired, Meters, RateStep
+from tollgate.storage.meters import Booking, Expired, KeyStep, Meters, RateStep
 from tollgate.storage.table import Table
 from tollgate.storage.users import Users
 
@@ -207,19 +207,32 @@ class _Driver:
 
     def _reserve(self, key: MeterKey, meter: Meter) -> None:
         plan = replace(_plan(self.rng), id=meter.plan_id)
+        step, reservation = self._key_step(_reservation(self.rng))
         self.meters.reserve(
             key,
-            _reservation(self.rng),
+            reservation,
             plan=plan,
             plan_version=meter.plan_version + self.rng.choice([0, 0, 0, 1]),
             overage_cap_tokens=meter.overage_cap_tokens,
             rate=self._rate(),
+            key_step=step,
         )
 
+    def _key_step(self, reservation: Reservation) -> tuple[KeyStep | None, Reservation]:
+        """Now and then the call comes with a key that has a budget, a rate or both."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            return None, reservation
+        step = KeyStep(f"key{rng.randrange(2)}", rng.choice([None, 100, 900]), self._rate())
+        if step.budget_tokens is None and step.rate is None:
+            return None, reservation
+        return step, reservation if step.budget_tokens is None else replace(reservation, key_id=step.id)
+
     def _reserve_once(self, key: MeterKey, meter: Meter) -> None:
+        step, reservation = self._key_step(_reservation(self.rng))
         self.meters.reserve_once(
             key,
-            _reservation(self.rng),
+            reservation,
             plan=_plan(self.rng),
             plan_version=meter.plan_version,
             overage_cap_tokens=meter.overage_cap_tokens,
@@ -227,6 +240,7 @@ class _Driver:
             idempotency_key=f"key-{self.rng.randrange(30)}",
             body_sha256="0" * 64,
             now_seconds=self.rng.choice([1_000, 100_000, 300_000]),
+            key_step=step,
         )
 
     def _settle(self, key: MeterKey, meter: Meter) -> None:
@@ -243,7 +257,8 @@ class _Driver:
     def _top_up(self, key: MeterKey, meter: Meter) -> None:
         reservation = self._some_reservation(meter)
         bigger = replace(reservation, amount_tokens=reservation.amount_tokens + self.rng.randrange(1, 300))
-        self.meters.top_up(key, reservation, bigger, meter.overage_cap_tokens + self.rng.choice([0, 0, 1]))
+        cap, budget = meter.overage_cap_tokens + self.rng.choice([0, 0, 1]), self.rng.choice([None, 500, 900])
+        self.meters.top_up(key, reservation, bigger, cap, budget)
 
     def _forbid(self, key: MeterKey, meter: Meter) -> None:
         self.meters.forbid(key, self._some_reservation(meter).id, 99)
@@ -256,7 +271,7 @@ class _Driver:
         reservation = self._some_reservation(meter)
         found = self.meters.find_expired(key, reservation)
         expired = found or Expired(10, charged := self.rng.randrange(10), 10 - charged, corrected=False)
-        self.meters.correct(key, reservation, expired, _booking(self.rng, 50), meter.overage_cap_tokens)
+        self.meters.correct(key, reservation, expired, _booking(self.rng, 50), meter.overage_cap_tokens, 600)
 
     def _change_plan(self, key: MeterKey, meter: Meter) -> None:
         seen = self.versions[key.user_id] - self.rng.choice([0, 0, 0, 1])
@@ -288,7 +303,7 @@ def _booking(rng: random.Random, amount: int) -> Booking:
 
 
 def _plan(rng: random.Random) -> Plan:
-    return Plan(
+    plan = Plan(
         id=f"plan{rng.randrange(3)}",
         name="Plan",
         quota_kind=QuotaKind.HARD,
@@ -306,3 +321,5 @@ def _plan(rng: random.Random) -> Plan:
         slice_output_tokens=None,
         expiry_policy=ExpiryPolicy.STRICT,
     )
+    has_pool = plan.quota_tokens is not None and rng.random() < 0.5
+    return replace(plan, pool_tokens=rng.choice([1, 4]) * plan.most_tokens) if has_pool else plan

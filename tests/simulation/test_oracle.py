@@ -107,6 +107,40 @@ def test_an_admission_beyond_the_quota_is_reported() -> None:
     assert "over_limit" in run_with(admit)
 
 
+def test_a_keys_count_that_nothing_stands_for_is_reported() -> None:
+    kinds = run_with(lambda world: write(world, "SET #k = :n", {"#k": "k#key1"}, n=5))
+
+    assert "conservation" in kinds
+
+
+def test_a_reservation_that_takes_from_a_budget_that_its_key_does_not_have_is_reported() -> None:
+    def admit(world: World) -> None:
+        world.network.sender = next(process for process in world.hub.processes if process.limits is None)
+        write(
+            world,
+            f"{HOLD}, #k = :n",
+            {"#r": "r#intruder", "#k": "k#key1"},
+            r="1:1900000000:intruder:1:key1",
+            n=1,
+            one=1,
+        )
+
+    assert "over_budget" in run_with(admit)
+
+
+def test_a_pool_that_gives_without_an_opening_is_reported() -> None:
+    def take(world: World) -> None:
+        request = {
+            "TableName": "tollgate",
+            "Key": {"PK": {"S": "TENANT#main#POOL#plan0"}, "SK": {"S": "MONTH#2026-11"}},
+            "UpdateExpression": "SET taken = :n",
+            "ExpressionAttributeValues": {":n": {"N": "1"}},
+        }
+        world.table.apply("UpdateItem", request, world.hub.now)
+
+    assert "pool" in run_with(take)
+
+
 def test_a_reservation_nobody_ends_is_reported() -> None:
     def reserve(world: World) -> None:
         write(

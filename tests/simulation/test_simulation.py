@@ -36,6 +36,7 @@ REACHED = {
         " swept swept_running swept_dead swept_done tombstones tombstones_dropped settle_unanswered"
         " top_ups top_up_granted top_up_refused top_up_unanswered slices stopped_for_quota rate_idle rate_busy"
     ),
+    "pools": "pool_taken refused_pool",
     "plans": "meters_created meters_resized meters_carried plan_changes plan_change_raced stale_account",
     "the relay": (
         "relayed_complete relayed_truncated relayed_upstream_error relayed_deadline relayed_over_quota"

@@ -102,6 +102,8 @@ class Held:
     reserved_at: float
     amount_tokens: int
     prompt_bound_tokens: int
+    key_id: str = ""
+    """Whose budget it counts against."""
     open: bool = True
     charged_tokens: int = 0
     written_off_tokens: int = 0

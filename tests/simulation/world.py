@@ -259,8 +259,10 @@ class World:
         key = container.key(account)
         try:
             container.ledger.release(container.ledger.reserve(account, key, ask_for(container, 1, 16)))
-        except (QuotaExceededError, RateLimitedError):
+        except (QuotaExceededError, RateLimitedError) as error:
             self.seen["probe_refused"] += 1
+            if error.error_code == "free_pool_exhausted" and self.oracle.has_full_pool():
+                return
         item = self.table.find(user_pk(TENANT, account.user_id), f"USAGE#{key.period.id}")
         if item is None or item["plan_id"]["S"] != self.desired[user]:
             self.oracle.report("stale_plan", f"user {user}: running meter is {item}, wanted {self.desired[user]}")

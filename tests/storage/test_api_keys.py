@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from tests.support.clocks import NOON
 from tests.support.moto_table import CountedTable, moto_table
-from tollgate.domain.api_keys import ApiKey, KeyMode
+from tollgate.domain.api_keys import ApiKey, KeyMode, key_id
 from tollgate.domain.principals import MaxTokensPolicy
-from tollgate.storage.api_keys import ApiKeys
+from tollgate.storage.api_keys import KEPT_SECONDS, LARGEST_BATCH, ApiKeys
 
 NOW = datetime.fromtimestamp(NOON, UTC)
 KEY = ApiKey(
@@ -64,13 +65,25 @@ def test_the_read_is_consistent_so_that_a_revocation_is_seen(table: CountedTable
     assert asked == [True]
 
 
-def test_the_item_has_type_index_keys_and_nothing_that_ttl_would_delete(table: CountedTable) -> None:
+def test_every_item_has_its_type_and_ttl_waits_until_a_key_is_long_dead(table: CountedTable) -> None:
     ApiKeys(table).put_key(KEY)
-    [item] = table.items()
-    assert item["Type"] == {"S": "ApiKey"}
-    assert (item["PK"], item["SK"]) == ({"S": f"KEY#{KEY.key_hash}"}, {"S": "KEY"})
-    assert (item["GSI1PK"], item["GSI1SK"]) == ({"S": "TENANT#main#USER#u1"}, {"S": "KEY#key_7"})
-    assert "expires_at" not in item  # the table's TTL attribute
+    items = {item["Type"]["S"]: item for item in table.items()}
+    assert items.keys() == {"ApiKey", "ApiKeyEntry", "ApiKeyPlaces"}
+    assert (items["ApiKey"]["PK"], items["ApiKey"]["SK"]) == ({"S": f"KEY#{KEY.key_hash}"}, {"S": "KEY"})
+    entry = items["ApiKeyEntry"]
+    assert (entry["PK"], entry["SK"]) == ({"S": "TENANT#main#USER#u1"}, {"S": "APIKEY#key_7"})
+    assert KEY.expires_at is not None
+    gone_at = {"N": str(int(KEY.expires_at.timestamp()) + KEPT_SECONDS)}  # expires_at is the table's TTL attribute
+    assert items["ApiKey"]["expires_at"] == entry["expires_at"] == gone_at
+
+
+def test_a_key_without_an_end_is_not_deleted_by_ttl_until_it_is_revoked(table: CountedTable) -> None:
+    keys, endless = ApiKeys(table), replace(KEY, expires_at=None)
+    keys.put_key(endless)
+    assert not any("expires_at" in item for item in table.items())
+    keys.revoke_key(KEY.key_hash, NOW)
+    ends = [item["expires_at"] for item in table.items() if item["Type"]["S"] != "ApiKeyPlaces"]
+    assert ends == [{"N": str(NOON + KEPT_SECONDS)}] * 2
 
 
 def test_a_hash_that_is_taken_is_not_given_away(table: CountedTable) -> None:
@@ -89,6 +102,105 @@ def test_a_revoked_key_stays_findable_and_keeps_the_first_instant(table: Counted
     found = keys.find_key(KEY.key_hash)
     assert found is not None
     assert found.revoked_at == NOW
+
+
+def test_a_forgotten_key_is_revoked_and_its_name_is_gone(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    keys.put_key(KEY)
+    assert keys.forget_key(KEY.key_hash, NOW)
+    found = keys.find_key(KEY.key_hash)
+    assert found is not None
+    assert (found.revoked_at, found.name) == (NOW, "")
+    assert "laptop" not in str(table.items())
+
+
+def test_a_users_key_is_found_by_its_id_and_by_nobody_else(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    keys.put_key(KEY)
+    assert keys.find_users_key("main", "u1", "key_7") == KEY
+    assert keys.find_users_key("main", "u2", "key_7") is None
+    assert keys.find_users_key("acme", "u1", "key_7") is None
+    assert keys.find_users_key("main", "u1", "key_8") is None
+
+
+def test_keys_are_listed_newest_first_in_pages_of_any_size(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    ids = [key_id(NOON + number, "abcdef") for number in range(7)]
+    for number, name in enumerate(ids):
+        keys.put_key(replace(KEY, id=name, key_hash=f"{number:064x}"))
+    keys.put_key(replace(KEY, id=ids[3], key_hash="ff" * 32, user_id="u2"))
+    for size in range(1, 9):
+        seen, after, more = [], None, True
+        while more:
+            page, more = keys.list_page("main", "u1", most=size, after_id=after)
+            assert len(page) <= size
+            seen += [key.id for key in page]
+            after = seen[-1]
+        assert seen == ids[::-1]
+    assert [key.id for key in keys.list_keys("main", "u1")] == ids[::-1]
+
+
+def test_more_keys_than_one_batch_are_all_listed(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    for number in range(LARGEST_BATCH + 5):
+        keys.put_key(replace(KEY, id=key_id(NOON + number, "abcdef"), key_hash=f"{number:064x}"))
+    assert len({key.id for key in keys.list_keys("main", "u1")}) == LARGEST_BATCH + 5
+
+
+def test_places_are_taken_and_given_back_by_line(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    keys.put_key(KEY)
+    keys.put_key(replace(KEY, id="key_8", key_hash="cd" * 32))
+    assert keys.places("main", "u1") == {"key_7", "key_8"}
+    successor = replace(KEY, id="key_9", key_hash="ef" * 32, first_id="key_7")
+    assert keys.rotate_key(KEY, successor, NOW)
+    assert keys.places("main", "u1") == {"key_7", "key_8"}
+    keys.revoke_key(KEY.key_hash, NOW)
+    assert keys.places("main", "u1") == {"key_7", "key_8"}, "the successor holds it now"
+    keys.revoke_key(successor.key_hash, NOW)
+    assert keys.places("main", "u1") == {"key_8"}
+    keys.free_places("main", "u1", ["key_8", "never"])
+    assert keys.places("main", "u1") == frozenset()
+    assert keys.places("main", "u2") == frozenset()
+
+
+def test_a_key_is_replaced_once_and_never_after_its_revocation(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    keys.put_key(KEY)
+    first, second = (replace(KEY, id=f"key_{n}", key_hash=f"{n:064x}", first_id="key_7") for n in (8, 9))
+    assert keys.rotate_key(KEY, first, NOW)
+    assert not keys.rotate_key(KEY, second, NOW)
+    keys.revoke_key(first.key_hash, NOW)
+    assert not keys.rotate_key(first, second, NOW)
+    assert keys.find_key(second.key_hash) is None
+    assert keys.find_users_key("main", "u1", "key_9") is None
+
+
+def test_a_revoked_key_is_not_changed_any_more(table: CountedTable) -> None:
+    keys = ApiKeys(table)
+    keys.put_key(KEY)
+    assert keys.change_key(replace(KEY, name="desktop", budget_tokens=5)) == replace(
+        KEY, name="desktop", budget_tokens=5
+    )
+    keys.revoke_key(KEY.key_hash, NOW)
+    assert keys.change_key(replace(KEY, name="too late")) is None
+
+
+@pytest.mark.parametrize(("passed_seconds", "noted"), [(3599, False), (3600, False), (3601, True)])
+def test_the_last_use_is_written_once_an_hour(table: CountedTable, passed_seconds: int, noted: bool) -> None:
+    keys, hour = ApiKeys(table), timedelta(hours=1)
+    keys.put_key(KEY)
+    assert keys.note_use("main", "u1", "key_7", NOW, older_than=NOW - hour)
+    then = NOW + timedelta(seconds=passed_seconds)
+    assert keys.note_use("main", "u1", "key_7", then, older_than=then - hour) is noted
+    found = keys.find_users_key("main", "u1", "key_7")
+    assert found is not None
+    assert found.last_used_at == (then if noted else NOW)
+
+
+def test_the_use_of_an_unknown_key_stores_nothing(table: CountedTable) -> None:
+    assert not ApiKeys(table).note_use("main", "u1", "key_7", NOW, older_than=NOW)
+    assert table.items() == []
 
 
 def test_revoking_an_unknown_key_stores_nothing(table: CountedTable) -> None:

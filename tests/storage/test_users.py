@@ -36,6 +36,22 @@ def test_a_profile_without_email_and_unpaid_is_found_so(table: CountedTable) -> 
     assert Users(table).find_profile("main", "u1") == unpaid
 
 
+def test_an_unconfirmed_address_is_remembered_until_it_is_confirmed(table: CountedTable) -> None:
+    users = Users(table)
+    users.create_profile(PROFILE)
+    assert users.mark_unverified("main", "u1")
+    assert users.find_profile("main", "u1") == replace(PROFILE, email_verified=False)
+    assert users.put_email("main", "u1", "ada@example.org")
+    assert users.find_profile("main", "u1") == replace(PROFILE, email="ada@example.org")
+    assert not users.mark_unverified("main", "u2")
+
+
+def test_an_account_made_unconfirmed_is_found_so(table: CountedTable) -> None:
+    unconfirmed = replace(PROFILE, email_verified=False)
+    Users(table).create_profile(unconfirmed)
+    assert Users(table).find_profile("main", "u1") == unconfirmed
+
+
 def test_nobodys_profile_is_none(table: CountedTable) -> None:
     assert Users(table).find_profile("main", "u1") is None
 

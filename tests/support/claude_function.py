@@ -81,14 +81,24 @@ class ClaudeFunction:
         plan_id: str,
         *,
         paid: bool = True,
+        email_verified: bool = True,
         policy: MaxTokensPolicy = MaxTokensPolicy.CLAMP,
         revoked: bool = False,
+        **of_the_key: Any,  # noqa: ANN401  any field of ApiKey
     ) -> str:
         """A user and its API key, which is returned."""
         now = datetime.now(UTC)
         secret = mint_api_key(KeyMode.TEST, user_id.encode().ljust(32, b"*"))
         Users(self.table).create_profile(
-            Profile("main", user_id, plan_id, plan_version=1, anchor_at=now.replace(microsecond=0), paid=paid)
+            Profile(
+                "main",
+                user_id,
+                plan_id,
+                plan_version=1,
+                anchor_at=now.replace(microsecond=0),
+                paid=paid,
+                email_verified=email_verified,
+            )
         )
         ApiKeys(self.table).put_key(
             ApiKey(
@@ -102,6 +112,7 @@ class ClaudeFunction:
                 name=f"key of {user_id}",
                 max_tokens_policy=policy,
                 revoked_at=now if revoked else None,
+                **of_the_key,
             )
         )
         return secret

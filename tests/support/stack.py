@@ -103,6 +103,15 @@ class RunningStack:
         """Puts the demo data back to the start; keys stay the same."""
         self._call("POST", f"{self.gateway_url}/_dev/reset")
 
+    def recycle(self) -> None:
+        """New processes for every function, as after a deployment: nothing is remembered from before."""
+        self._call("POST", f"{self.gateway_url}/_dev/recycle")
+
+    def mails(self, to: str) -> list[dict[str, str]]:
+        """What Cognito mailed to an address, newest first."""
+        rows: list[dict[str, str]] = self._call("GET", f"{self.gateway_url}/_dev/mail.json")["data"]
+        return [row for row in rows if row["to"] == to]
+
     def run_schedules(self) -> list[dict[str, Any]]:
         """Runs every scheduled function now; what each returned."""
         runs: list[dict[str, Any]] = self._call("POST", f"{self.gateway_url}/_dev/schedules")["runs"]

@@ -21,10 +21,22 @@ from tests.support.sam import (
     resources_of,
     to_cloudformation,
 )
+from tollgate.edge.account_documents import SHORTEST_PASSWORD
 
 TEMPLATE = load_template()
 FUNCTIONS = functions_of(TEMPLATE)
-OPEN_ROUTES = {"GET /health"}
+OPEN_ROUTES = {
+    "GET /health",
+    "POST /auth/register",
+    "POST /auth/confirm",
+    "POST /auth/resend",
+    "POST /auth/login",
+    "POST /auth/login/mfa",
+    "POST /auth/refresh",
+    "POST /auth/password/forgot",
+    "POST /auth/password/reset",
+    "POST /api-keys/report",
+}
 """Routes of the HTTP API that anybody may call."""
 
 SECRET_LIKE = re.compile(r"SECRET|PASSWORD|TOKEN|PEPPER|API_?KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
@@ -187,10 +199,18 @@ def test_no_variable_holds_a_secret() -> None:
             assert "sk-ant-" not in str(value)
 
 
+SECRETS_OF = {
+    "auth": {"KEY_PEPPER_PARAMETER"},
+    "api_keys": {"KEY_PEPPER_PARAMETER"},
+    "claude": {"KEY_PEPPER_PARAMETER", "UPSTREAM_API_KEY_PARAMETER"},
+}
+
+
 def test_secrets_reach_only_the_function_that_uses_them() -> None:
     for name, function in FUNCTIONS.items():
         variables = function["Environment"]["Variables"].keys()
-        assert any(variable.endswith("_PARAMETER") for variable in variables) == (name == "claude"), name
+        named = {variable for variable in variables if variable.endswith("_PARAMETER")}
+        assert named == SECRETS_OF.get(name, set()), name
 
 
 @pytest.mark.parametrize(
@@ -206,7 +226,8 @@ def test_test_keys_are_never_accepted_in_production(stage: str, asked: str, acce
 def test_endpoints_are_declared_and_empty() -> None:
     """`sam local` passes on only what the template declares; empty means AWS's own."""
     for function in FUNCTIONS.values():
-        for variable in ("AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_SSM", "COGNITO_JWKS_URL"):
+        services = ("COGNITO_IDENTITY_PROVIDER", "DYNAMODB", "SSM")
+        for variable in (*(f"AWS_ENDPOINT_URL_{service}" for service in services), "COGNITO_JWKS_URL"):
             assert function["Environment"]["Variables"][variable] == ""
 
 
@@ -297,10 +318,10 @@ def test_data_outlives_mistakes() -> None:
     assert pool["Properties"]["DeletionProtection"] == "ACTIVE"
 
 
-def test_a_client_may_write_its_email_and_nothing_else() -> None:
+def test_a_client_may_write_its_email_and_name_and_nothing_else() -> None:
     """Left out, all standard attributes could be written; custom ones would tempt code to trust them."""
     client = only("AWS::Cognito::UserPoolClient")["Properties"]
-    assert client["WriteAttributes"] == ["email"]
+    assert client["WriteAttributes"] == ["email", "name"]
     assert not any(name.startswith("custom:") for name in client["WriteAttributes"] + client["ReadAttributes"])
     schema = only("AWS::Cognito::UserPool")["Properties"]["Schema"]
     assert [attribute["Name"] for attribute in schema] == ["email"]
@@ -311,15 +332,97 @@ def test_sign_in_reveals_no_accounts_and_tokens_end() -> None:
     assert client["PreventUserExistenceErrors"] == "ENABLED"
     assert client["EnableTokenRevocation"] is True
     assert client["GenerateSecret"] is False
-    assert set(client["ExplicitAuthFlows"]) == {
-        "ALLOW_USER_SRP_AUTH",
-        "ALLOW_USER_PASSWORD_AUTH",
-        "ALLOW_REFRESH_TOKEN_AUTH",
-    }
+    assert set(client["ExplicitAuthFlows"]) == {"ALLOW_USER_SRP_AUTH", "ALLOW_USER_PASSWORD_AUTH"}
+    # A stolen refresh token ends when its owner's is used; Cognito wants the old flow off for that.
+    assert client["RefreshTokenRotation"]["Feature"] == "ENABLED"
+    assert 0 < client["RefreshTokenRotation"]["RetryGracePeriodSeconds"] <= 60
     assert client["TokenValidityUnits"]["AccessToken"] == "minutes"
     assert client["AccessTokenValidity"] <= 60
     policy = only("AWS::Cognito::UserPool")["Properties"]["Policies"]["PasswordPolicy"]
-    assert policy["MinimumLength"] >= 12
+    assert policy["MinimumLength"] == SHORTEST_PASSWORD >= 12
+
+
+def test_a_second_factor_is_each_users_own_choice() -> None:
+    pool = only("AWS::Cognito::UserPool")["Properties"]
+    assert pool["MfaConfiguration"] == "OPTIONAL"
+    assert pool["EnabledMfas"] == ["SOFTWARE_TOKEN_MFA"]  # no text messages: they cost, and numbers are stolen
+
+
+def test_the_pool_asks_the_trigger_in_the_version_that_reaches_access_tokens() -> None:
+    pool = only("AWS::Cognito::UserPool")["Properties"]
+    arn = {"Fn::GetAtt": ["PreTokenGenerationFunction", "Arn"]}
+    assert pool["LambdaConfig"] == {"PreTokenGenerationConfig": {"LambdaArn": arn, "LambdaVersion": "V2_0"}}
+    assert pool["UserPoolTier"] == "ESSENTIALS"
+    permission = TEMPLATE["Resources"]["PreTokenGenerationPermission"]["Properties"]
+    assert permission["FunctionName"] == arn
+    assert permission["Principal"] == "cognito-idp.amazonaws.com"
+    assert permission["SourceArn"] == {"Fn::GetAtt": ["UserPool", "Arn"]}
+    assert FUNCTIONS["pre_token_generation"]["Timeout"] < 5  # then Cognito gives up
+
+
+def test_the_trigger_does_not_name_the_pool_that_names_it() -> None:
+    """CloudFormation could make neither first."""
+    function = to_cloudformation(TEMPLATE)["Resources"]["PreTokenGenerationFunction"]["Properties"]
+    assert "UserPool" not in str(function)
+
+
+# --- Sign-in page ---------------------------------------------------------------------------------------------------
+
+SIGN_IN_PAGE = {
+    "SignInDomainPrefix": "acme-chat",
+    "CallbackUrls": "https://app.example.com/callback,com.example.app://callback,http://localhost:8400/callback",
+    "LogoutUrls": "https://app.example.com/",
+}
+
+
+def resolved_client(**parameters: str) -> dict[str, Any]:
+    properties = only("AWS::Cognito::UserPoolClient")["Properties"]
+    client: dict[str, Any] = resolved(properties, TEMPLATE, parameters_of(TEMPLATE, **parameters))
+    return {name: value for name, value in client.items() if value is not NO_VALUE}
+
+
+def test_the_sign_in_page_gives_codes_to_exactly_these_addresses() -> None:
+    client = resolved_client(**SIGN_IN_PAGE)
+    assert client["AllowedOAuthFlowsUserPoolClient"] is True
+    assert client["AllowedOAuthFlows"] == ["code"]
+    assert client["GenerateSecret"] is False  # so Cognito wants PKCE's proof
+    assert client["CallbackURLs"] == SIGN_IN_PAGE["CallbackUrls"].split(",")
+    assert client["LogoutURLs"] == ["https://app.example.com/"]
+    assert set(client["AllowedOAuthScopes"]) == {"openid", "email", "profile", "aws.cognito.signin.user.admin"}
+
+
+@pytest.mark.parametrize("missing", [{"SignInDomainPrefix", "CallbackUrls", "LogoutUrls"}, {"CallbackUrls"}])
+def test_without_its_parameters_there_is_no_sign_in_page(missing: set[str]) -> None:
+    client = resolved_client(**{name: value for name, value in SIGN_IN_PAGE.items() if name not in missing})
+    assert not {name for name in client if "OAuth" in name or name.endswith("URLs")}
+
+
+@pytest.mark.parametrize("name", ["CallbackUrls", "LogoutUrls"])
+def test_addresses_are_encrypted_except_on_the_users_own_machine(name: str) -> None:
+    pattern = re.compile(TEMPLATE["Parameters"][name]["AllowedPattern"])
+    for address in (
+        "",
+        "https://app.example.com/callback",
+        "http://localhost",
+        "http://localhost:8400/callback",
+        "com.example.app://callback",
+        "com.example.app:/callback",
+        "https://a.example.com/,https://b.example.com/x?y=1",
+    ):
+        assert pattern.fullmatch(address), address
+    for address in (
+        "http://app.example.com/callback",
+        "http://localhost.example.com/callback",
+        "http://localhost@example.com/",
+        "https://*.example.com/",
+        "https://app.example.com/#x",
+        "javascript://x",
+        "javascript:alert(1)",
+        "app://callback",
+        "https://a.example.com/, https://b.example.com/",
+        "https://a.example.com/,",
+    ):
+        assert not pattern.fullmatch(address), address
 
 
 # --- Schedule, logs, alarms -----------------------------------------------------------------------------------------

@@ -28,7 +28,38 @@ LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 EXPECTED: dict[str, dict[str, set[str]]] = {
     "auth": {
         "<AuthLogGroup.Arn>": LOGS,
-        TABLE: {"dynamodb:GetItem", "dynamodb:PutItem"},
+        TABLE: {
+            "dynamodb:BatchGetItem",
+            "dynamodb:ConditionCheckItem",
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+        },
+        # What signs people up and in takes no right.
+        "<UserPool.Arn>": {
+            "cognito-idp:AdminDeleteUser",
+            "cognito-idp:AdminGetUser",
+            "cognito-idp:AdminUserGlobalSignOut",
+        },
+        f"{SSM}/key-pepper": {"ssm:GetParameters"},
+    },
+    "pre_token_generation": {
+        "<PreTokenGenerationLogGroup.Arn>": LOGS,
+        TABLE: {"dynamodb:GetItem"},
+    },
+    "api_keys": {
+        "<ApiKeysLogGroup.Arn>": LOGS,
+        TABLE: {
+            "dynamodb:BatchGetItem",
+            "dynamodb:ConditionCheckItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+        },
+        f"{SSM}/key-pepper": {"ssm:GetParameters"},
     },
     "usage": {
         "<UsageLogGroup.Arn>": LOGS,

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 # What each part of a function needs on top of STAGE and TABLE_NAME; builders pass these to `load_settings`.
 TOKENS_NEED: Final = ("COGNITO_ISSUER", "COGNITO_CLIENT_IDS")
+SIGN_IN_NEEDS: Final = ("COGNITO_CLIENT_ID", "AWS_REGION")
 API_KEYS_NEED: Final = ("KEY_PEPPER_PARAMETER", "AWS_REGION")
 UPSTREAM_NEEDS: Final = ("UPSTREAM_API_KEY_PARAMETER", "AWS_REGION")
 
@@ -49,11 +50,17 @@ class Settings:
     cognito_issuer: str | None
     cognito_jwks_url: str | None
     cognito_client_ids: frozenset[str]
+    cognito_client_id: str | None
+    """The app client that people sign in through here; one of the others."""
     upstream_base_url: str
     upstream_api_key_parameter: str | None
     key_pepper_parameter: str | None
     allow_test_keys: bool
     max_body_bytes: int
+    open_route_rate_percent: int
+    """What one address or network may do on the open routes, in percent of the shipped limits."""
+    disposable_domains_file: str | None
+    """The operator's own list beside the shipped one."""
     aws_region: str | None
     """Where the function runs; Lambda sets it."""
 
@@ -74,11 +81,14 @@ def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterabl
         cognito_issuer=issuer,
         cognito_jwks_url=reader.safe_url("COGNITO_JWKS_URL", issuer and f"{issuer}/.well-known/jwks.json"),
         cognito_client_ids=reader.names("COGNITO_CLIENT_IDS"),
+        cognito_client_id=reader.name("COGNITO_CLIENT_ID"),
         upstream_base_url=(reader.url("UPSTREAM_BASE_URL") or DEFAULT_UPSTREAM_BASE_URL).rstrip("/"),
         upstream_api_key_parameter=reader.text("UPSTREAM_API_KEY_PARAMETER"),
         key_pepper_parameter=reader.text("KEY_PEPPER_PARAMETER"),
         allow_test_keys=reader.flag("ALLOW_TEST_KEYS"),
         max_body_bytes=reader.size("MAX_BODY_BYTES", DEFAULT_MAX_BODY_BYTES, LARGEST_MAX_BODY_BYTES),
+        open_route_rate_percent=reader.size("OPEN_ROUTE_RATE_PERCENT", 100, 1_000_000),
+        disposable_domains_file=reader.path("DISPOSABLE_DOMAINS_FILE"),
         aws_region=reader.name("AWS_REGION"),
     )
     reader.refuse_problems()
@@ -117,6 +127,12 @@ class _Reader:
         """A shipped catalog's name, or the absolute path of a folder."""
         value = self.text(name)
         return value if value and value.startswith("/") else self.name(name)
+
+    def path(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not value.startswith("/"):
+            self._wrong[name] = "the absolute path of a file"
+        return value
 
     def names(self, name: str) -> frozenset[str]:
         found = frozenset(part.strip() for part in (self.text(name) or "").split(",") if part.strip())

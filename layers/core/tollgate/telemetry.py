@@ -8,6 +8,7 @@ our own survived failures (`report`), whose texts are made for this.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from io import TextIOBase
@@ -61,6 +62,10 @@ FIELDS: Final = frozenset(
 )
 """Every field a line may have, in the words of the glossary."""
 
+TALKATIVE: Final = ("aws_lambda_powertools", "botocore", "urllib3")
+"""Libraries that write whole requests and answers at DEBUG, passwords and secrets among them. Where an operator sets
+the log level to DEBUG, Lambda sets the root logger's, and theirs with it."""
+
 MAX_TEXT_LENGTH: Final = 200
 """Longer values are cut: ids and names are short, and a caller chooses some of them."""
 
@@ -88,6 +93,8 @@ class Telemetry:
         self._logger = Logger(
             service=service, location=None, use_rfc3339=True, utc=True, stream=cast("IO[str]", _Stdout())
         )
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.INFO)
 
     def event(self, name: str, **fields: str | int | bool | None) -> None:
         """One outcome, e.g. `request_settled`. A field that is not listed is left out and named in `unlisted`."""

@@ -203,7 +203,9 @@ PLAN_KEYS: Final = {
     "max_output_tokens": Key(_whole(1), None),
     "slice_output_tokens": Key(_whole(1), None),
     "expiry_policy": Key(_one_of(ExpiryPolicy)),
+    "max_api_keys": Key(_whole(0, 100), 10),
     "upgrade_message": Key(_text, ""),
+    "pool_tokens": Key(_whole(1), None),
 }
 MODEL_KEYS: Final = {
     "display_name": Key(_text),
@@ -413,6 +415,12 @@ def _contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     if (values["requests_per_minute"] is None) != (values["burst_requests"] is None):
         found.append(("burst_requests", "requests_per_minute and burst_requests go together"))
+    if values["pool_tokens"] is not None:
+        most = values["quota_tokens"] and values["quota_tokens"] + (values["overage_cap_tokens"] or 0)
+        if most is None:
+            found.append(("pool_tokens", "only a quota of tokens can be shared out of a pool; this plan has none"))
+        elif values["pool_tokens"] < most:
+            found.append(("pool_tokens", f"is {values['pool_tokens']}, less than the {most} that one user may use"))
     longest, first = values["max_output_tokens"], values["slice_output_tokens"]
     if longest is not None and first is not None and first > longest:
         found.append(("slice_output_tokens", f"is {first}, more than max_output_tokens {longest}"))

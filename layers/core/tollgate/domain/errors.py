@@ -33,6 +33,12 @@ class RequestTooLargeError(TollgateError):
     error_code = "request_too_large"
 
 
+class UnsupportedMediaTypeError(TollgateError):
+    """The body is not of the type the route reads."""
+
+    error_code = "unsupported_media_type"
+
+
 class NotFoundError(TollgateError):
     """No such route or thing, or not the caller's."""
 
@@ -64,7 +70,7 @@ class PaymentRequiredError(TollgateError):
 
 
 class RateLimitedError(TollgateError):
-    """A short window is full: requests per minute (`rate_limited`) or parallel streams (`too_many_streams`)."""
+    """A short window is full: requests per minute (`rate_limited`, `key_rate_limited`) or parallel streams."""
 
     error_code = "rate_limited"
 
@@ -74,7 +80,7 @@ class RateLimitedError(TollgateError):
 
 
 class QuotaExceededError(TollgateError):
-    """The usage period's quota (`quota_exceeded`) or overage cap (`overage_cap_reached`) has no room for this call."""
+    """No room for this call in the usage period's quota (`quota_exceeded`), its overage cap, or a key's budget."""
 
     error_code = "quota_exceeded"
 
@@ -97,6 +103,12 @@ class DuplicateRequestError(TollgateError):
     """The same idempotency key is already in use for this request."""
 
     error_code = "duplicate_request"
+
+
+class ConflictError(TollgateError):
+    """The thing is there and in a state that does not allow this: an API key that is dead or was replaced."""
+
+    error_code = "conflict"
 
 
 class IdempotencyMismatchError(TollgateError):
@@ -125,3 +137,9 @@ class StoreUnavailableError(TollgateError):
     """The table did not answer, so nothing can be metered and nothing is served."""
 
     error_code = "store_unavailable"
+
+
+class SignInUnavailableError(TollgateError):
+    """The user pool did not answer, or is not set up as the gateway expects: nobody can sign in now."""
+
+    error_code = "sign_in_unavailable"

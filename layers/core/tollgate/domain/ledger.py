@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import ExpiryPolicy
+from tollgate.domain.principals import KeyLimits
 from tollgate.domain.tokens import TokenCounts
 
 SKEW_SECONDS = 5
@@ -43,15 +44,18 @@ class Reservation:
     nonce: str
     prompt_bound_tokens: int
     """The part of the amount set aside for the prompt; what the `input` policy charges after a crash."""
+    key_id: str = ""
+    """Whose budget it counts against as well (KeyLimits.id); empty: no key's."""
 
     def encode(self) -> str:
-        """`amount:expires_at:nonce:prompt_bound`, the exact value that settlement and sweep compare."""
-        return f"{self.amount_tokens}:{self.expires_at_seconds}:{self.nonce}:{self.prompt_bound_tokens}"
+        """`amount:expires_at:nonce:prompt_bound[:key_id]`, the exact value that settlement and sweep compare."""
+        text = f"{self.amount_tokens}:{self.expires_at_seconds}:{self.nonce}:{self.prompt_bound_tokens}"
+        return f"{text}:{self.key_id}" if self.key_id else text
 
     @classmethod
     def decode(cls, reservation_id: str, text: str) -> Reservation:
-        amount, expires_at, nonce, prompt_bound = text.split(":")
-        return cls(reservation_id, int(amount), int(expires_at), nonce, int(prompt_bound))
+        amount, expires_at, nonce, prompt_bound, *key_id = text.split(":")
+        return cls(reservation_id, int(amount), int(expires_at), nonce, int(prompt_bound), "".join(key_id))
 
     def has_expired(self, now_seconds: float) -> bool:
         return self.expires_at_seconds + 2 * SKEW_SECONDS < now_seconds
@@ -80,6 +84,10 @@ class Meter:
     reservations: dict[str, Reservation] = field(default_factory=dict)
     tombstones: dict[str, int] = field(default_factory=dict)
     """Reservation id to epoch second of its end."""
+    key_tokens: dict[str, int] = field(default_factory=dict)
+    """KeyLimits.id to what counts against that key's budget: charged to it, and reserved by its running calls."""
+    key_rate_tats_ms: dict[str, int] = field(default_factory=dict)
+    """KeyLimits.id to the key's own theoretical arrival time, epoch milliseconds."""
 
     @property
     def reserved_tokens(self) -> int:
@@ -89,6 +97,10 @@ class Meter:
     def room_tokens(self) -> int:
         """What a new reservation may take: remaining plus the allowed overage."""
         return self.remaining_tokens + self.overage_cap_tokens
+
+    def key_room_tokens(self, key_id: str, budget_tokens: int) -> int:
+        """What is left of a key's budget; less than nothing when the budget was lowered below its use."""
+        return budget_tokens - self.key_tokens.get(key_id, 0)
 
     @property
     def overage_tokens(self) -> int:
@@ -128,6 +140,12 @@ class Ask:
     idempotency_key: str | None = None
     body_sha256: str | None = None
     """Hex digest stored with the idempotency marker."""
+    limits: KeyLimits | None = None
+    """The calling key's own."""
+
+    @property
+    def budget_tokens(self) -> int | None:
+        return None if self.limits is None else self.limits.budget_tokens
 
     def billable_output(self, output_tokens: int) -> int:
         return -(-output_tokens * self.output_weight // 1000)
@@ -155,6 +173,12 @@ class Grant:
     """A request of this reservation was sent more than once: its end leaves a tombstone."""
     idempotency_key: str | None = None
     """The client's key that is marked as used by this reservation."""
+    limits: KeyLimits | None = None
+    """The calling key's, as they were when this was granted."""
+
+    @property
+    def budget_tokens(self) -> int | None:
+        return None if self.limits is None else self.limits.budget_tokens
 
 
 @dataclass(frozen=True, slots=True)

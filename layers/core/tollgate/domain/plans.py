@@ -52,8 +52,12 @@ class Plan:
     slice_output_tokens: int | None
     """Soft quotas: reserve this much output at a time. None: reserve all of max_tokens at once."""
     expiry_policy: ExpiryPolicy
+    max_api_keys: int = 10
+    """API keys that a user may have at a time; 0: none can be made."""
     upgrade_message: str = ""
     """The operator's own sentence, appended to the quota refusal: where to get more."""
+    pool_tokens: int | None = None
+    """What all users of the plan may use together in a calendar month; at least the most that one may use."""
 
     def allows_model(self, model_id: str) -> bool:
         return not self.models or model_id in self.models
@@ -65,6 +69,11 @@ class Plan:
     @property
     def stored_quota_tokens(self) -> int:
         return UNLIMITED if self.quota_tokens is None else self.quota_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that one user can use in a period, overage included: what opening a meter takes of the pool."""
+        return self.stored_quota_tokens + self.overage_cap_tokens
 
     @property
     def stored_quota_requests(self) -> int:

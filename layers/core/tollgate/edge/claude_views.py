@@ -12,7 +12,7 @@ from tollgate.domain.errors import InvalidRequestError
 from tollgate.domain.ledger import Meter
 from tollgate.domain.plans import UNLIMITED, Plan
 from tollgate.domain.pricing import Model
-from tollgate.domain.principals import Principal
+from tollgate.domain.principals import KeyLimits, Principal
 from tollgate.edge.errors import rfc3339
 from tollgate.edge.views import usage_view
 from tollgate.flows.relay_message import Relayed
@@ -24,12 +24,14 @@ DEFAULT_PAGE: Final = 20
 LARGEST_PAGE: Final = 1000
 
 
-def served_models(models: Iterable[Model], plan: Plan, now: datetime) -> list[Model]:
-    """The models a plan allows and that are not retired, newest first, as Anthropic lists them."""
+def served_models(models: Iterable[Model], plan: Plan, principal: Principal, now: datetime) -> list[Model]:
+    """The models that plan and key allow and that are not retired, newest first, as Anthropic lists them."""
     served = [
         model
         for model in models
-        if plan.allows_model(model.id) and (model.retires_at is None or now < model.retires_at)
+        if plan.allows_model(model.id)
+        and principal.allows_model(model.id)
+        and (model.retires_at is None or now < model.retires_at)
     ]
     return sorted(served, key=lambda model: (model.created_at, model.id), reverse=True)
 
@@ -111,7 +113,19 @@ def key_view(principal: Principal, api_key: ApiKey | None, usage: CurrentUsage) 
             "resets_at": document["resets_at"],
             "rate_limit": {"requests_per_minute": plan.requests_per_minute, "burst": plan.burst_requests},
             "max_output_tokens": plan.max_output_tokens,
+            "allowed_models": sorted(principal.allowed_models) or None,
+            "key_limits": None if principal.limits is None else _key_limits(principal.limits, usage.meter),
         }
+    }
+
+
+def _key_limits(limits: KeyLimits, meter: Meter | None) -> dict[str, object]:
+    """The key's own limits, beside those of the user; `used` includes what its running calls hold."""
+    used = 0 if meter is None else meter.key_tokens.get(limits.id, 0)
+    budget, rate = limits.budget_tokens, limits.requests_per_minute
+    return {
+        "budget": None if budget is None else {"limit": budget, "used": used, "remaining": max(0, budget - used)},
+        "rate_limit": None if rate is None else {"requests_per_minute": rate, "burst": limits.burst_requests},
     }
 
 

@@ -57,6 +57,10 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
             "unsupported_encoding",
             "max_tokens_too_large",
             "model_not_in_plan",
+            "email_domain_not_accepted",
+            "model_not_in_key",
+            "invalid_code",
+            "invalid_password",
         ),
         "the body is not strict JSON, a field that is priced or bounded is missing or malformed, the plan does not "
         "include the model, or a hard quota cannot bound what the request would cost",
@@ -67,8 +71,8 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         errors.AuthenticationError,
         HTTPStatus.UNAUTHORIZED,
         "authentication_error",
-        ("invalid_credentials", "revoked", "expired"),
-        "no credential, one that nobody holds, or one that was revoked or has expired",
+        ("invalid_credentials", "revoked", "expired", "account_deleted"),
+        "no credential, one that nobody holds, one that was revoked or has expired, or an account that was deleted",
         "sign in again or use another key; a request without a new credential gets the same answer",
         should_retry=False,
     ),
@@ -85,7 +89,14 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         errors.PermissionDeniedError,
         HTTPStatus.FORBIDDEN,
         "permission_error",
-        ("not_allowed", "email_not_verified"),
+        (
+            "not_allowed",
+            "api_keys_not_in_plan",
+            "api_key_limit_reached",
+            "email_not_verified",
+            "password_change_required",
+            "wrong_password",
+        ),
         "the caller is known and may not do this",
         "do what the message says, or ask the operator",
         should_retry=False,
@@ -118,12 +129,31 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         should_retry=False,
     ),
     ErrorRow(
+        errors.ConflictError,
+        HTTPStatus.CONFLICT,
+        "conflict_error",
+        ("conflict", "key_not_active"),
+        "the thing is there, but not in a state that allows this: an API key that was revoked, has expired or was "
+        "replaced",
+        "look at its state",
+        should_retry=False,
+    ),
+    ErrorRow(
         errors.RequestTooLargeError,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "request_too_large",
         ("request_too_large",),
         "the body is larger than this deployment takes; the message states the limit",
         "send less: shorter history, smaller images",
+        should_retry=False,
+    ),
+    ErrorRow(
+        errors.UnsupportedMediaTypeError,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "invalid_request_error",
+        ("unsupported_media_type",),
+        "a body was sent as something else than JSON",
+        "send it with `content-type: application/json`",
         should_retry=False,
     ),
     ErrorRow(
@@ -139,16 +169,26 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         errors.RateLimitedError,
         HTTPStatus.TOO_MANY_REQUESTS,
         "rate_limit_error",
-        ("rate_limited", "too_many_streams", "contention"),
+        ("rate_limited", "key_rate_limited", "too_many_streams", "contention"),
         "too many requests in a minute, or too many answers streaming at once",
         f"wait `retry-after` seconds (at most {MAX_RATE_RETRY_SECONDS}) and try again; the SDKs do so by themselves",
+    ),
+    ErrorRow(
+        errors.RateLimitedError,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "rate_limit_error",
+        ("too_many_attempts",),
+        "an open route (sign-up, sign-in, codes, reports) was asked too often from one address or for one e-mail",
+        "wait `retry-after` seconds, which may be hours, and try again",
+        should_retry=False,
     ),
     ErrorRow(
         errors.QuotaExceededError,
         HTTPStatus.TOO_MANY_REQUESTS,
         "billing_error",
-        ("quota_exceeded", "overage_cap_reached"),
-        "what is left of the usage period's quota, or of the overage cap, does not fit this request",
+        ("quota_exceeded", "overage_cap_reached", "free_pool_exhausted", "key_budget_exceeded"),
+        "what is left of the usage period's quota, of the overage cap, of the key's budget, or of the pool that all "
+        "users of the plan share, does not fit this request",
         "wait for the reset (`retry-after` seconds), ask for less, or take a larger plan; SDKs do not retry",
         should_retry=False,
     ),
@@ -198,6 +238,15 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         "usage cannot be metered now, so nothing is served",
         "try again after `retry-after` seconds; the SDKs do so by themselves",
         retry_after_seconds=STORE_RETRY_SECONDS,
+    ),
+    ErrorRow(
+        errors.SignInUnavailableError,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "api_error",
+        ("sign_in_unavailable",),
+        "the user pool did not answer, so nobody can register, sign in or change how they do",
+        "try again after `retry-after` seconds; whatever was asked may be asked again",
+        retry_after_seconds=BUSY_RETRY_SECONDS,
     ),
     ErrorRow(
         errors.UpstreamBusyError,
@@ -252,7 +301,9 @@ def render(error: Exception, request_id: str, *, now: datetime) -> tuple[int, di
     headers = {"content-type": "application/json", "cache-control": "no-store", "request-id": request_id}
     retry_after = row.retry_after_seconds
     if isinstance(error, errors.RateLimitedError):
-        retry_after = min(error.retry_after_seconds, MAX_RATE_RETRY_SECONDS)
+        # Who is told to try again by itself must not be told to sleep for hours.
+        longest = MAX_RATE_RETRY_SECONDS if row.should_retry else error.retry_after_seconds
+        retry_after = min(error.retry_after_seconds, longest)
     if isinstance(error, errors.QuotaExceededError):
         retry_after = ceil((error.resets_at - now).total_seconds())
         headers |= _quota_notice(error)

@@ -6,8 +6,6 @@ since keys and access tokens come in the same header; what is refused before it 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,14 +13,9 @@ from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from tollgate.domain.errors import (
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
-    RequestTooLargeError,
-    TollgateError,
-)
+from tollgate.domain.errors import InvalidRequestError, MethodNotAllowedError, NotFoundError, TollgateError
 from tollgate.domain.sources import Clock
+from tollgate.edge.bodies import body_of
 from tollgate.edge.errors import render
 from tollgate.edge.replies import LambdaReply
 from tollgate.telemetry import Telemetry
@@ -133,7 +126,7 @@ class FunctionUrl(Generic[T]):
             path=event.get("rawPath", "/"),
             raw_query=event.get("rawQueryString", ""),
             headers=headers,
-            body=_body(event, self.tools.max_body_bytes),
+            body=body_of(event, self.tools.max_body_bytes),
             deadline_at_seconds=self.tools.clock.now_seconds() + context.get_remaining_time_in_millis() / 1000,
             reply=reply,
             parameters=parameters,
@@ -171,22 +164,3 @@ def _match(pattern: tuple[str, ...], parts: tuple[str, ...]) -> dict[str, str] |
         elif expected != part:
             return None
     return parameters
-
-
-def _body(event: Mapping[str, Any], most_bytes: int) -> bytes:
-    """The body as it was sent. Its size is judged before it is decoded."""
-    text = event.get("body") or ""
-    encoded = bool(event.get("isBase64Encoded"))
-    if len(text) > (-(-most_bytes // 3) * 4 if encoded else most_bytes):
-        _refuse_size(most_bytes)
-    try:
-        body = base64.b64decode(text, validate=True) if encoded else text.encode()
-    except (binascii.Error, UnicodeEncodeError) as error:
-        raise InvalidRequestError("The body could not be decoded.") from error
-    if len(body) > most_bytes:
-        _refuse_size(most_bytes)
-    return body
-
-
-def _refuse_size(most_bytes: int) -> None:
-    raise RequestTooLargeError(f"The request body is larger than {most_bytes} bytes, the limit of this gateway.")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from tollgate.domain.caches import AgingCache
+from tollgate.domain.errors import AuthenticationError
 from tollgate.domain.principals import Account, Principal, Profile
 from tollgate.domain.sources import Clock
 
@@ -45,8 +46,16 @@ class Accounts:
         """The caller's account, at most a minute old, or read now when `fresh`.
 
         A user seen for the first time gets a profile with the default plan; two first calls at once agree on one.
-        Raises StoreUnavailableError; CatalogError when the catalog no longer has the user's plan.
+        Raises StoreUnavailableError; AuthenticationError when the account was deleted, however valid the credential
+        still is; CatalogError when the catalog no longer has the user's plan.
         """
+        account = self.find_any(principal, fresh=fresh)
+        if account.profile.deleted_at is not None:
+            raise AuthenticationError("The account was deleted.", error_code="account_deleted")
+        return account
+
+    def find_any(self, principal: Principal, *, fresh: bool = False) -> Account:
+        """The same, deleted or not: for those who finish a deletion."""
         now = self._clock.now_seconds()
         key = (principal.tenant_id, principal.user_id)
         known = None if fresh else self._cache.get(key, now)

@@ -85,7 +85,15 @@ class Authenticator:
         refusal = key.refusal_at(self._clock.now_seconds())
         if refusal is not None:
             raise AuthenticationError(_REFUSALS[refusal], error_code=refusal.value)
-        return Principal(key.tenant_id, key.user_id, CredentialKind.API_KEY, key.id, key.max_tokens_policy)
+        return Principal(
+            key.tenant_id,
+            key.user_id,
+            CredentialKind.API_KEY,
+            key.id,
+            key.max_tokens_policy,
+            allowed_models=key.allowed_models,
+            limits=key.limits,
+        )
 
     def _find_key(self, key_hash: str) -> ApiKey:
         now = self._clock.now_seconds()

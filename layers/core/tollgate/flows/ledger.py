@@ -15,6 +15,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Final, NoReturn
 
+from tollgate.domain.caches import AgingCache
 from tollgate.domain.errors import (
     DuplicateRequestError,
     IdempotencyMismatchError,
@@ -39,10 +40,10 @@ from tollgate.domain.ledger import (
     charge_for_expiry,
 )
 from tollgate.domain.plans import ExpiryPolicy, Plan
-from tollgate.domain.principals import Account
+from tollgate.domain.principals import Account, KeyLimits
 from tollgate.domain.sources import Clock, IdSource
 from tollgate.domain.tokens import TokenCounts
-from tollgate.storage.meters import Booking, Meters, RateStep, Written
+from tollgate.storage.meters import Booking, KeyStep, Meters, Opening, RateStep, Written
 
 CONFLICT_PAUSE_SECONDS: Final = 0.005
 """First wait while somebody's transaction is under way on the meter; doubled each round, 0.6 s in all at most."""
@@ -52,6 +53,9 @@ RATE_MEMORY_SECONDS: Final = 1
 """How long this process refuses from memory: long enough that a flood costs no writes, too short to outlive a plan
 change anyone would notice."""
 RATE_MEMORY_SIZE: Final = 4096
+POOL_MEMORY_SECONDS: Final = 60
+"""How long a user for whom the pool had no room is refused from memory. Nothing ever returns to a pool; only the
+operator can make it larger."""
 
 
 class Ledger:
@@ -61,7 +65,11 @@ class Ledger:
         self._meters = meters
         self._clock = clock
         self._ids = ids
-        self._rates: dict[MeterKey, tuple[int, float]] = {}
+        self._rates: dict[tuple[MeterKey, str], tuple[int, float]] = {}
+        """Of a user (empty text) or one of its keys: the theoretical arrival time last seen, and when."""
+        self._outside_pool: AgingCache[tuple[MeterKey, str], bool] = AgingCache(
+            max_entries=RATE_MEMORY_SIZE, max_age_seconds=POOL_MEMORY_SECONDS
+        )
 
     def reserve(self, account: Account, key: MeterKey, ask: Ask) -> Grant:
         """Hold the tokens, the request, the stream slot and the rate step of one call, in one write.
@@ -69,7 +77,9 @@ class Ledger:
         Raises QuotaExceededError, RateLimitedError, StaleAccountError (load the account again, at once),
         DuplicateRequestError, IdempotencyMismatchError, StoreUnavailableError. After any of them nothing stays held.
         """
-        self._refuse_from_memory(account.plan, key)
+        if self._outside_pool.get((key, account.plan.id), self._clock.now_seconds()):
+            _refuse_pool(account.plan, key, ask)
+        self._refuse_from_memory(account.plan, key, ask.limits)
         attempt = _Attempt(ask, self._new_reservation(ask), account.plan.overage_cap_tokens)
         try:
             return self._reserve(account, key, attempt)
@@ -88,7 +98,7 @@ class Ledger:
         current = grant.reservation
         for round_number in range(MAX_ROUNDS):
             bigger = replace(current, amount_tokens=grant.reservation.amount_tokens + extra_tokens)
-            written = self._meters.top_up(grant.key, current, bigger, cap)
+            written = self._meters.top_up(grant.key, current, bigger, cap, grant.budget_tokens)
             if written.conflict:
                 self._wait_for_others(round_number)
                 continue
@@ -98,11 +108,17 @@ class Ledger:
                 break  # swept, or the meter is gone: there is nothing left to enlarge
             if stored.amount_tokens >= bigger.amount_tokens:
                 return replace(grant, reservation=stored, overage_cap_tokens=meter.overage_cap_tokens, meter=meter)
-            if stored == current and cap == meter.overage_cap_tokens and meter.room_tokens < extra_tokens:
+            if stored == current and cap == meter.overage_cap_tokens and _room(meter, grant.limits) < extra_tokens:
                 break
             current, cap = stored, meter.overage_cap_tokens
         else:
             raise StoreUnavailableError("The usage store is busy.")
+        if (
+            meter is not None
+            and grant.limits is not None
+            and _room(meter, grant.limits) < extra_tokens <= meter.room_tokens
+        ):
+            _refuse_budget(grant.limits, meter, extra_tokens)
         raise QuotaExceededError(
             "This answer needs more of the usage period's quota than is left."
             f" It renews on {grant.key.period.end_at:%d %b %Y at %H:%M} UTC.",
@@ -168,15 +184,14 @@ class Ledger:
             written = self._write_reservation(account, key, attempt)
             attempt.sent_twice |= written.sent_twice
             if written.meter is not None:
-                self._remember_rate(key, written.meter)
+                self._remember_rate(key, written.meter, attempt.ask.limits)
             if written.applied and written.meter is not None:
                 return attempt.grant(key, written.meter)
             if written.conflict:
                 self._wait_for_others(round_number)
                 continue
             if written.meter is None:
-                if not self._meters.create(key, account.plan, account.profile.plan_version):
-                    raise StaleAccountError
+                self._open(account, key, attempt.ask, round_number)
                 continue
             mine = written.meter.reservations.get(attempt.reservation.id)
             if mine is not None and mine.nonce == attempt.reservation.nonce:
@@ -190,11 +205,23 @@ class Ledger:
             "Too many calls of this user at the same moment. Try again.", retry_after_seconds=1, error_code="contention"
         )
 
+    def _open(self, account: Account, key: MeterKey, ask: Ask, round_number: int) -> None:
+        """The first call of a usage period: make its meter, if the plan's pool has room for one more user."""
+        match self._meters.create(key, account.plan, account.profile.plan_version):
+            case Opening.STALE_PLAN:
+                raise StaleAccountError
+            case Opening.POOL_USED_UP:
+                self._outside_pool.put((key, account.plan.id), True, self._clock.now_seconds())
+                _refuse_pool(account.plan, key, ask)
+            case Opening.CONFLICT:
+                self._wait_for_others(round_number)
+
     def _write_reservation(self, account: Account, key: MeterKey, attempt: _Attempt) -> Written:
         ask = attempt.ask
         now = self._clock.now_seconds()
         rate = self._rate_step(account.plan, key, now)
-        attempt.rate = rate
+        key_step = self._key_step(ask.limits, key, now)
+        attempt.rate, attempt.key_rate = rate, None if key_step is None else key_step.rate
         try:
             if ask.idempotency_key is None:
                 return self._meters.reserve(
@@ -204,6 +231,7 @@ class Ledger:
                     plan_version=account.profile.plan_version,
                     overage_cap_tokens=attempt.overage_cap_tokens,
                     rate=rate,
+                    key_step=key_step,
                 )
             written, marker = self._meters.reserve_once(
                 key,
@@ -215,6 +243,7 @@ class Ledger:
                 idempotency_key=ask.idempotency_key,
                 body_sha256=ask.body_sha256 or "",
                 now_seconds=int(now),
+                key_step=key_step,
             )
         except StoreUnavailableError:
             attempt.sent_twice = True
@@ -247,7 +276,11 @@ class Ledger:
                 retry_after_seconds=2,
                 error_code="too_many_streams",
             )
-        self._refuse_rate(attempt.rate, meter.rate_tat_ms)
+        limits = attempt.ask.limits
+        if limits is not None:
+            _fit_budget(limits, meter, attempt)
+            _refuse_key_rate(attempt.key_rate, meter.key_rate_tats_ms.get(limits.id, 0), limits)
+        _refuse_rate(attempt.rate, meter.rate_tat_ms)
         self._fit(account.plan, meter, attempt)
 
     def _fit(self, plan: Plan, meter: Meter, attempt: _Attempt) -> None:
@@ -257,8 +290,7 @@ class Ledger:
             _refuse_quota(plan, meter, ask, f"all {meter.quota_requests} requests are used")
         if meter.room_tokens >= ask.amount_tokens:
             return  # room came back meanwhile
-        affordable = ask.affordable_output(meter.room_tokens - ask.prompt_bound_tokens)
-        if not ask.may_clamp or affordable < max(1, min(MIN_OUTPUT_TOKENS, ask.output_tokens)):
+        if not attempt.clamp_to(meter.room_tokens):
             _refuse_quota(
                 plan,
                 meter,
@@ -266,8 +298,6 @@ class Ledger:
                 f"{meter.settled_tokens:,} of {meter.quota_tokens:,} tokens are used,"
                 f" {meter.reserved_tokens:,} reserved by running calls, this call needs {ask.amount_tokens:,}",
             )
-        attempt.ask = replace(ask, output_tokens=min(affordable, ask.output_tokens))
-        attempt.reservation = replace(attempt.reservation, amount_tokens=attempt.ask.amount_tokens)
 
     def _new_reservation(self, ask: Ask) -> Reservation:
         return Reservation(
@@ -276,6 +306,7 @@ class Ledger:
             expires_at_seconds=ceil(ask.deadline_at_seconds) + EXPIRY_MARGIN_SECONDS,
             nonce=self._ids.new_id(6),
             prompt_bound_tokens=ask.prompt_bound_tokens,
+            key_id="" if ask.limits is None or ask.limits.budget_tokens is None else ask.limits.id,
         )
 
     def _give_up(self, account: Account, key: MeterKey, attempt: _Attempt) -> None:
@@ -305,31 +336,37 @@ class Ledger:
     def _rate_step(self, plan: Plan, key: MeterKey, now_seconds: float) -> RateStep | None:
         if plan.requests_per_minute is None:
             return None
-        now_ms = int(now_seconds * 1000)
-        interval_ms = -(-60_000 // plan.requests_per_minute)
-        last_tat_ms, _ = self._rates.get(key, (0, 0.0))
-        return RateStep(now_ms, interval_ms, (plan.burst_requests - 1) * interval_ms, idle=last_tat_ms <= now_ms)
+        last_tat_ms, _ = self._rates.get((key, ""), (0, 0.0))
+        return _gcra_step(plan.requests_per_minute, plan.burst_requests, now_seconds, last_tat_ms)
 
-    def _remember_rate(self, key: MeterKey, meter: Meter) -> None:
+    def _key_step(self, limits: KeyLimits | None, key: MeterKey, now_seconds: float) -> KeyStep | None:
+        if limits is None or limits.budget_tokens is limits.requests_per_minute is None:
+            return None
+        rate = None
+        if limits.requests_per_minute is not None:
+            last_tat_ms, _ = self._rates.get((key, limits.id), (0, 0.0))
+            rate = _gcra_step(limits.requests_per_minute, limits.burst_requests, now_seconds, last_tat_ms)
+        return KeyStep(limits.id, limits.budget_tokens, rate)
+
+    def _remember_rate(self, key: MeterKey, meter: Meter, limits: KeyLimits | None) -> None:
         if len(self._rates) >= RATE_MEMORY_SIZE:
             self._rates.clear()
-        self._rates[key] = (meter.rate_tat_ms, self._clock.now_seconds())
-
-    def _refuse_from_memory(self, plan: Plan, key: MeterKey) -> None:
-        """The stored time only moves on, so a refusal seen a moment ago still holds without a write."""
-        last_tat_ms, seen_at = self._rates.get(key, (0, 0.0))
         now = self._clock.now_seconds()
-        if now - seen_at <= RATE_MEMORY_SECONDS:
-            self._refuse_rate(self._rate_step(plan, key, now), last_tat_ms)
+        self._rates[key, ""] = (meter.rate_tat_ms, now)
+        if limits is not None and limits.requests_per_minute is not None:
+            self._rates[key, limits.id] = (meter.key_rate_tats_ms.get(limits.id, 0), now)
 
-    @staticmethod
-    def _refuse_rate(rate: RateStep | None, tat_ms: int) -> None:
-        if rate is None or tat_ms <= rate.now_ms + rate.tolerance_ms:
-            return
-        wait_seconds = -(-(tat_ms - rate.tolerance_ms - rate.now_ms) // 1000)
-        raise RateLimitedError(
-            "Too many requests in a short time. Slow down.", retry_after_seconds=min(60, wait_seconds)
-        )
+    def _refuse_from_memory(self, plan: Plan, key: MeterKey, limits: KeyLimits | None) -> None:
+        """The stored time only moves on, so a refusal seen a moment ago still holds without a write."""
+        now = self._clock.now_seconds()
+        step = self._key_step(limits, key, now)
+        if limits is not None and step is not None:
+            last_tat_ms, seen_at = self._rates.get((key, limits.id), (0, 0.0))
+            if now - seen_at <= RATE_MEMORY_SECONDS:
+                _refuse_key_rate(step.rate, last_tat_ms, limits)
+        last_tat_ms, seen_at = self._rates.get((key, ""), (0, 0.0))
+        if now - seen_at <= RATE_MEMORY_SECONDS:
+            _refuse_rate(self._rate_step(plan, key, now), last_tat_ms)
 
     # ---- the end
 
@@ -363,7 +400,7 @@ class Ledger:
                 continue
             stored = written.meter.reservations.get(reservation.id) if written.meter else None
             if stored is None or stored.nonce != reservation.nonce:
-                return self._end_late(grant.key, reservation, settlement, returns_request=returns_request)
+                return self._end_late(grant, reservation, settlement, returns_request=returns_request)
             reservation = stored  # a top-up that was never answered did land
         raise StoreUnavailableError("The usage store is busy.")
 
@@ -373,16 +410,17 @@ class Ledger:
         with suppress(QuotaExceededError):
             return self.top_up(grant, wanted)
         meter = self._meters.find(grant.key)
-        room = min(wanted, meter.room_tokens) if meter else 0
+        room = min(wanted, _room(meter, grant.limits)) if meter else 0
         if meter is not None and room > 0:
             with suppress(QuotaExceededError):
                 return self.top_up(replace(grant, overage_cap_tokens=meter.overage_cap_tokens), room)
         return grant
 
     def _end_late(
-        self, key: MeterKey, reservation: Reservation, settlement: Settlement, *, returns_request: bool
+        self, grant: Grant, reservation: Reservation, settlement: Settlement, *, returns_request: bool
     ) -> Settled:
         """The reservation is gone: our own earlier attempt ended it, or the sweep did and the charge is corrected."""
+        key, budget = grant.key, grant.budget_tokens
         for round_number in range(MAX_ROUNDS):
             expired = self._meters.find_expired(key, reservation)
             if expired is None:
@@ -393,9 +431,9 @@ class Ledger:
             meter = self._meters.find(key)
             if meter is None:
                 break
-            most = expired.charged_tokens + max(0, meter.room_tokens)
+            most = expired.charged_tokens + max(0, _room(meter, grant.limits))
             booking = _booking(settlement, min(most, expired.amount_tokens), returns_request=returns_request)
-            if self._meters.correct(key, reservation, expired, booking, meter.overage_cap_tokens):
+            if self._meters.correct(key, reservation, expired, booking, meter.overage_cap_tokens, budget):
                 return Settled(booking.charged_tokens, booking.written_off_tokens, None, late=True)
             self._wait_for_others(round_number)
         raise StoreUnavailableError("The usage store is busy.")
@@ -415,7 +453,18 @@ class _Attempt:
         self.reservation = reservation
         self.overage_cap_tokens = overage_cap_tokens
         self.rate: RateStep | None = None
+        self.key_rate: RateStep | None = None
         self.sent_twice = False
+
+    def clamp_to(self, room_tokens: int) -> bool:
+        """Ask for less output, so that the amount fits the room; False when that is not wanted, or too little."""
+        ask = self.ask
+        affordable = ask.affordable_output(room_tokens - ask.prompt_bound_tokens)
+        if not ask.may_clamp or affordable < max(1, min(MIN_OUTPUT_TOKENS, ask.output_tokens)):
+            return False
+        self.ask = replace(ask, output_tokens=min(affordable, ask.output_tokens))
+        self.reservation = replace(self.reservation, amount_tokens=self.ask.amount_tokens)
+        return True
 
     def landed(self, stored: Reservation) -> None:
         """What stands in the table is ours: go on with its amount, which may be that of an earlier round."""
@@ -432,7 +481,63 @@ class _Attempt:
             meter=meter,
             sent_twice=self.sent_twice,
             idempotency_key=self.ask.idempotency_key,
+            limits=self.ask.limits,
         )
+
+
+def _gcra_step(requests_per_minute: int, burst_requests: int, now_seconds: float, last_tat_ms: int) -> RateStep:
+    now_ms = int(now_seconds * 1000)
+    interval_ms = -(-60_000 // requests_per_minute)
+    return RateStep(now_ms, interval_ms, (burst_requests - 1) * interval_ms, idle=last_tat_ms <= now_ms)
+
+
+def _refuse_rate(rate: RateStep | None, tat_ms: int) -> None:
+    if rate is not None and tat_ms > rate.now_ms + rate.tolerance_ms:
+        raise RateLimitedError(
+            "Too many requests in a short time. Slow down.", retry_after_seconds=_wait_seconds(rate, tat_ms)
+        )
+
+
+def _refuse_key_rate(rate: RateStep | None, tat_ms: int, limits: KeyLimits) -> None:
+    if rate is not None and tat_ms > rate.now_ms + rate.tolerance_ms:
+        raise RateLimitedError(
+            f"The API key {limits.label} allows {limits.requests_per_minute} requests a minute. Slow down.",
+            retry_after_seconds=_wait_seconds(rate, tat_ms),
+            error_code="key_rate_limited",
+        )
+
+
+def _wait_seconds(rate: RateStep, tat_ms: int) -> int:
+    return min(60, -(-(tat_ms - rate.tolerance_ms - rate.now_ms) // 1000))
+
+
+def _room(meter: Meter, limits: KeyLimits | None) -> int:
+    """What the user's quota and the key's budget both have left."""
+    if limits is None or limits.budget_tokens is None:
+        return meter.room_tokens
+    return min(meter.room_tokens, meter.key_room_tokens(limits.id, limits.budget_tokens))
+
+
+def _fit_budget(limits: KeyLimits, meter: Meter, attempt: _Attempt) -> None:
+    """Clamp the attempt to what the key has left, or raise QuotaExceededError."""
+    if limits.budget_tokens is None:
+        return
+    room = meter.key_room_tokens(limits.id, limits.budget_tokens)
+    if room < attempt.ask.amount_tokens and not attempt.clamp_to(room):
+        _refuse_budget(limits, meter, attempt.ask.amount_tokens)
+
+
+def _refuse_budget(limits: KeyLimits, meter: Meter, needed_tokens: int) -> NoReturn:
+    budget, period = limits.budget_tokens or 0, meter.key.period
+    raise QuotaExceededError(
+        f"The budget of the API key {limits.label} has no room for this call:"
+        f" {meter.key_tokens.get(limits.id, 0):,} of {budget:,} tokens are used or held by its running calls,"
+        f" this call needs {needed_tokens:,} more. It renews on {period.end_at:%d %b %Y at %H:%M} UTC.",
+        remaining_tokens=max(0, meter.key_room_tokens(limits.id, budget)),
+        needed_tokens=needed_tokens,
+        resets_at=period.end_at,
+        error_code="key_budget_exceeded",
+    )
 
 
 def _booking(settlement: Settlement, most_tokens: int, *, returns_request: bool) -> Booking:
@@ -443,6 +548,17 @@ def _booking(settlement: Settlement, most_tokens: int, *, returns_request: bool)
         counts=settlement.counts,
         cost_picousd=settlement.cost_picousd,
         returns_request=returns_request,
+    )
+
+
+def _refuse_pool(plan: Plan, key: MeterKey, ask: Ask) -> NoReturn:
+    raise QuotaExceededError(
+        f"All places that the {plan.name} plan has for this usage period are taken."
+        f" New ones open on {key.period.end_at:%d %b %Y at %H:%M} UTC. {plan.upgrade_message}".rstrip(),
+        remaining_tokens=0,
+        needed_tokens=ask.amount_tokens,
+        resets_at=key.period.end_at,
+        error_code="free_pool_exhausted",
     )
 
 

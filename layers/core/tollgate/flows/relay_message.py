@@ -9,7 +9,7 @@ All I/O goes through the collaborators given; `tests/simulation` drives this ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -19,6 +19,7 @@ from tollgate.domain.errors import (
     InvalidRequestError,
     NotFoundError,
     PaymentRequiredError,
+    PermissionDeniedError,
     QuotaExceededError,
     StaleAccountError,
     StoreUnavailableError,
@@ -144,7 +145,9 @@ class MessageRelay:
         requests: Requests,
         clock: Clock,
         journal: Journal,
+        note_use: Callable[[Principal], None],
     ) -> None:
+        """`note_use` is told the caller of every call that was served, when all else is done; it never raises."""
         self.accounts = accounts
         self.catalog = catalog
         self.ledger = ledger
@@ -152,6 +155,7 @@ class MessageRelay:
         self.requests = requests
         self.clock = clock
         self.journal = journal
+        self.note_use = note_use
 
     def relay(self, call: MessageCall, reply: Reply) -> Relayed:
         """Serve one call. Raises a TollgateError only while nothing has been written to `reply`.
@@ -174,7 +178,7 @@ class MessageRelay:
         stale = False
         for _ in range(ADMISSION_ROUNDS):
             account = self.accounts.find(call.principal, fresh=stale)
-            model = self._check(account, request)
+            model = self._check(account, call.principal, request)
             output_tokens = _allowed_output(account, call.principal, request)
             period = period_at(
                 account.plan.period_kind, account.profile.anchor_at, datetime.fromtimestamp(now_seconds, UTC)
@@ -190,11 +194,16 @@ class MessageRelay:
             return self._admission(account, model, request, grant, output_tokens)
         raise StoreUnavailableError("The plan of this account is being changed. Try again.")
 
-    def _check(self, account: Account, request: MessageRequest) -> Model:
-        """Everything a plan decides before any write."""
+    def _check(self, account: Account, principal: Principal, request: MessageRequest) -> Model:
+        """Everything a plan and a key decide before any write."""
         plan = account.plan
         if not account.profile.paid:
             raise PaymentRequiredError(f"The subscription is unpaid. {plan.upgrade_message}".rstrip())
+        if not account.profile.email_verified:
+            raise PermissionDeniedError(
+                "The e-mail address of this account has not been confirmed. Confirm it, then sign in once.",
+                error_code="email_not_verified",
+            )
         model = self.catalog.resolve_model(request.model)
         if model is None:
             raise NotFoundError(f"model: {request.model[:100]}", error_code="model_not_found")
@@ -202,6 +211,10 @@ class MessageRelay:
             raise InvalidRequestError(
                 f"model: {model.id} is not part of the {plan.name} plan. {plan.upgrade_message}".rstrip(),
                 error_code="model_not_in_plan",
+            )
+        if not principal.allows_model(model.id):
+            raise InvalidRequestError(
+                f"model: {model.id} is not one of the models that this API key may use.", error_code="model_not_in_key"
             )
         if plan.hard and request.unbounded:
             raise InvalidRequestError(
@@ -536,6 +549,7 @@ class _Exchange:
         except StoreUnavailableError as error:
             self._relay.journal.failure("request_not_recorded", error, request_id=record.request_id)
         self._tell(relayed, record, late=settled is not None and settled.late)
+        self._relay.note_use(self._call.principal)
         return relayed
 
     def _settle(self, settlement: Settlement) -> Settled | None:
@@ -687,6 +701,7 @@ def _ask(call: MessageCall, account: Account, model: Model, request: MessageRequ
         deadline_at_seconds=call.deadline_at_seconds,
         idempotency_key=call.idempotency_key,
         body_sha256=None if call.idempotency_key is None else sha256(call.body).hexdigest(),
+        limits=call.principal.limits,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Literal
 from zlib import crc32
 
@@ -65,6 +66,19 @@ class Written:
     """Refused only because a transaction was under way on the item: the same write may be tried again."""
 
 
+class Opening(Enum):
+    """What became of an attempt to open a meter."""
+
+    OPEN = auto()
+    """It is open; somebody else may have been first."""
+    STALE_PLAN = auto()
+    """The profile carries another plan version by now."""
+    POOL_USED_UP = auto()
+    """The plan's pool has no room for another user this month."""
+    CONFLICT = auto()
+    """Refused only because another transaction was under way: the same may be tried again."""
+
+
 @dataclass(frozen=True, slots=True)
 class RateStep:
     """One GCRA step in epoch milliseconds: admit when the theoretical arrival time allows, then move it on.
@@ -76,6 +90,20 @@ class RateStep:
     interval_ms: int
     tolerance_ms: int
     idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStep:
+    """What one reservation takes of its API key's own limits, in the same write.
+
+    `k#<id>` counts up: what is charged to the key plus what its running calls hold. Nothing about the budget itself is
+    stored: each reservation brings the budget it knows and is refused above it, so a changed budget needs no write, and
+    the sum is right whatever budgets came and went.
+    """
+
+    id: str
+    budget_tokens: int | None
+    rate: RateStep | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +181,11 @@ class Meters:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
-    def create(self, key: MeterKey, plan: Plan, plan_version: int) -> bool:
-        """Open the meter of a period on the given plan; False when the profile carries another plan version by now.
+    def create(self, key: MeterKey, plan: Plan, plan_version: int) -> Opening:
+        """Open the meter of a period on the given plan, and take the most it can ever use out of the plan's pool.
 
-        A meter that already exists is left alone, and is no failure.
+        Together or not at all, so that what is taken is exactly what the open meters can use. A meter that already
+        exists is left alone, and takes nothing.
         """
         pk = user_pk(key.tenant_id, key.user_id)
         item = attributes(
@@ -176,19 +205,37 @@ class Meters:
             plan_version=plan_version,
             **dict.fromkeys(_COUNTERS, 0),
         )
-        done = self._transact(
-            [
-                self._check_plan_version(key, plan_version),
-                {
-                    "Put": {
-                        "TableName": self._table.name,
-                        "Item": item,
-                        "ConditionExpression": "attribute_not_exists(PK)",
-                    }
+        put: TransactWriteItemTypeDef = {
+            "Put": {"TableName": self._table.name, "Item": item, "ConditionExpression": "attribute_not_exists(PK)"}
+        }
+        pool = [] if plan.pool_tokens is None else [self._take_from_pool(key, plan, plan.pool_tokens)]
+        done = self._transact([self._check_plan_version(key, plan_version), put, *pool])
+        if done.applied:
+            return Opening.OPEN
+        of_profile, of_meter, of_pool = (reason.get("Code") == _FAILED for reason in (*done.reasons, {})[:3])
+        if of_profile:
+            return Opening.STALE_PLAN
+        if of_meter:
+            return Opening.OPEN
+        return Opening.POOL_USED_UP if of_pool else Opening.CONFLICT
+
+    def _take_from_pool(self, key: MeterKey, plan: Plan, pool_tokens: int) -> TransactWriteItemTypeDef:
+        pool = _pool(key, plan)
+        return {
+            "Update": {
+                "TableName": self._table.name,
+                "Key": {name: pool[name] for name in ("PK", "SK")},
+                "UpdateExpression": "SET #type = :type, taken = if_not_exists(taken, :zero) + :most",
+                "ConditionExpression": "attribute_not_exists(taken) OR taken <= :room",
+                "ExpressionAttributeNames": {"#type": "Type"},
+                "ExpressionAttributeValues": {
+                    ":type": pool["Type"],
+                    ":zero": n(0),
+                    ":most": n(plan.most_tokens),
+                    ":room": n(pool_tokens - plan.most_tokens),
                 },
-            ]
-        )
-        return done.applied or done.reasons[0].get("Code") != _FAILED
+            }
+        }
 
     def reserve(
         self,
@@ -199,9 +246,14 @@ class Meters:
         plan_version: int,
         overage_cap_tokens: int,
         rate: RateStep | None,
+        key_step: KeyStep | None = None,
     ) -> Written:
-        """W1, the write before the first byte: hold the amount, one request, one stream slot and one rate step."""
-        return self._update(key, self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate))
+        """W1, the write before the first byte: hold the amount, one request, one stream slot and one rate step.
+
+        `key_step`: and the calling key's own budget and rate step.
+        """
+        request = self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate, key_step)
+        return self._update(key, request)
 
     def reserve_once(
         self,
@@ -215,9 +267,10 @@ class Meters:
         idempotency_key: str,
         body_sha256: str,
         now_seconds: int,
+        key_step: KeyStep | None = None,
     ) -> tuple[Written, IdempotencyMarker | None]:
         """W1 together with the marker of the client's idempotency key; the marker found, if it was there before."""
-        update = self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate)
+        update = self._reserve_request(reservation, plan, plan_version, overage_cap_tokens, rate, key_step)
         marker = attributes(
             **_marker_key(key, idempotency_key),
             Type="IdempotencyMarker",
@@ -258,28 +311,48 @@ class Meters:
                 if not condition_failed(error):
                     raise
 
-    def top_up(self, key: MeterKey, reservation: Reservation, bigger: Reservation, overage_cap_tokens: int) -> Written:
-        """Replace an open reservation by a bigger one of the same owner."""
+    def top_up(
+        self,
+        key: MeterKey,
+        reservation: Reservation,
+        bigger: Reservation,
+        overage_cap_tokens: int,
+        budget_tokens: int | None = None,
+    ) -> Written:
+        """Replace an open reservation by a bigger one of the same owner.
+
+        `budget_tokens`: of the key whose budget the reservation counts against.
+        """
         extra = bigger.amount_tokens - reservation.amount_tokens
+        condition = " AND ".join(
+            (
+                "#r = :reservation",  # still ours, still this amount
+                "remaining >= :need",  # room, overage included
+                "overage_cap = :cap",  # the cap this room was computed with
+            )
+        )
+        names = {"#r": f"r#{reservation.id}"}
+        values = {
+            ":extra": n(extra),
+            ":bigger": s(bigger.encode()),
+            ":reservation": s(reservation.encode()),
+            ":need": n(extra - overage_cap_tokens),
+            ":cap": n(overage_cap_tokens),
+        }
+        update = "SET remaining = remaining - :extra, #r = :bigger"
+        if reservation.key_id:
+            update += ", #k = #k + :extra"
+            names["#k"] = f"k#{reservation.key_id}"
+        if reservation.key_id and budget_tokens is not None:
+            condition += " AND #k <= :key_most"
+            values[":key_most"] = n(budget_tokens - extra)
         return self._update(
             key,
             {
-                "UpdateExpression": "SET remaining = remaining - :extra, #r = :bigger",
-                "ConditionExpression": " AND ".join(
-                    (
-                        "#r = :reservation",  # still ours, still this amount
-                        "remaining >= :need",  # room, overage included
-                        "overage_cap = :cap",  # the cap this room was computed with
-                    )
-                ),
-                "ExpressionAttributeNames": {"#r": f"r#{reservation.id}"},
-                "ExpressionAttributeValues": {
-                    ":extra": n(extra),
-                    ":bigger": s(bigger.encode()),
-                    ":reservation": s(reservation.encode()),
-                    ":need": n(extra - overage_cap_tokens),
-                    ":cap": n(overage_cap_tokens),
-                },
+                "UpdateExpression": update,
+                "ConditionExpression": condition,
+                "ExpressionAttributeNames": names,
+                "ExpressionAttributeValues": values,
             },
         )
 
@@ -293,7 +366,7 @@ class Meters:
         drop_tombstones: tuple[str, ...] = (),
     ) -> Written:
         """W2, the write after the end: the exact stored value is the fence, so it happens once."""
-        names = {"#r": f"r#{reservation.id}"}
+        names = {"#r": f"r#{reservation.id}"} | _key_name(reservation)
         values = {**_booking_values(booking), ":one": n(1), ":reservation": s(reservation.encode())}
         values[":back"] = n(reservation.amount_tokens - booking.charged_tokens)
         tombstone = ""
@@ -305,7 +378,7 @@ class Meters:
         return self._update(
             key,
             {
-                "UpdateExpression": f"{_BOOK}{tombstone} REMOVE {', '.join(('#r', *old))}",
+                "UpdateExpression": f"{_book(reservation)}{tombstone} REMOVE {', '.join(('#r', *old))}",
                 "ConditionExpression": "#r = :reservation",
                 "ExpressionAttributeNames": {**names, **old},
                 "ExpressionAttributeValues": values,
@@ -341,9 +414,10 @@ class Meters:
         values[":back"] = n(reservation.amount_tokens - booking.charged_tokens)
         values[":at"] = n(now_seconds)
         update = {
-            "UpdateExpression": f"{_BOOK}, #x = :at REMOVE #r",
+            "UpdateExpression": f"{_book(reservation)}, #x = :at REMOVE #r",
             "ConditionExpression": "#r = :reservation",
-            "ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"},
+            "ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"}
+            | _key_name(reservation),
             "ExpressionAttributeValues": values,
         }
         put: TransactWriteItemTypeDef = {
@@ -363,7 +437,13 @@ class Meters:
         return Expired(item["amount"], item["charged"], item["written_off"], corrected=item["outcome"] != "expired")
 
     def correct(
-        self, key: MeterKey, reservation: Reservation, expired: Expired, booking: Booking, overage_cap_tokens: int
+        self,
+        key: MeterKey,
+        reservation: Reservation,
+        expired: Expired,
+        booking: Booking,
+        overage_cap_tokens: int,
+        budget_tokens: int | None = None,
     ) -> bool:
         """Late correction: the swept charge becomes the true one, once; False when refused (read again).
 
@@ -397,7 +477,16 @@ class Meters:
         if more > 0:
             condition += " AND overage_cap = :cap AND remaining >= :need"
             values |= {":need": n(more - overage_cap_tokens), ":cap": n(overage_cap_tokens)}
-        meter = {"UpdateExpression": _BOOK, "ConditionExpression": condition, "ExpressionAttributeValues": values}
+        if more > 0 and reservation.key_id and budget_tokens is not None:
+            condition += " AND #k <= :key_most"
+            values[":key_most"] = n(budget_tokens - more)
+        meter: dict[str, Any] = {
+            "UpdateExpression": _book(reservation),
+            "ConditionExpression": condition,
+            "ExpressionAttributeValues": values,
+        }
+        if reservation.key_id:
+            meter["ExpressionAttributeNames"] = _key_name(reservation)
         return self._transact([fix, self._in_transaction(key, meter)]).applied
 
     def carry_plan(self, meter: Meter, plan: Plan, plan_version: int) -> bool:
@@ -464,9 +553,16 @@ class Meters:
         }
 
     def _reserve_request(
-        self, reservation: Reservation, plan: Plan, plan_version: int, overage_cap_tokens: int, rate: RateStep | None
+        self,
+        reservation: Reservation,
+        plan: Plan,
+        plan_version: int,
+        overage_cap_tokens: int,
+        rate: RateStep | None,
+        key_step: KeyStep | None,
     ) -> dict[str, Any]:
         condition, update = _RESERVE_IF, _RESERVE
+        names = {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"}
         values = {
             ":amount": n(reservation.amount_tokens),
             ":need": n(reservation.amount_tokens - overage_cap_tokens),
@@ -484,10 +580,15 @@ class Meters:
                 values[":next"] = n(rate.now_ms + rate.interval_ms)
             else:
                 values |= {":interval": n(rate.interval_ms), ":latest": n(rate.now_ms + rate.tolerance_ms)}
+        if key_step is not None:
+            more_condition, more_update, more_values = _key_parts(key_step, reservation.amount_tokens)
+            condition, update = f"{condition} AND {more_condition}", f"{update}, {more_update}"
+            names |= _key_names(key_step)
+            values |= more_values
         return {
             "UpdateExpression": update,
             "ConditionExpression": condition,
-            "ExpressionAttributeNames": {"#r": f"r#{reservation.id}", "#x": f"x#{reservation.id}"},
+            "ExpressionAttributeNames": names,
             "ExpressionAttributeValues": values,
         }
 
@@ -568,12 +669,53 @@ _RESERVE_IF: Final = " AND ".join(
 _RATE_IDLE: Final = ("rate_tat <= :now", "rate_tat = :next")
 _RATE_BUSY: Final = ("rate_tat > :now AND rate_tat <= :latest", "rate_tat = rate_tat + :interval")
 
+_KEY_COUNT: Final = "#k = if_not_exists(#k, :zero) + :amount"
+_KEY_FITS: Final = "(attribute_not_exists(#k) OR #k <= :key_most)"
+_KEY_NEVER_FITS: Final = "#k <= :key_most"
+_KEY_RATE_IDLE: Final = ("(attribute_not_exists(#q) OR #q <= :key_now)", "#q = :key_next")
+_KEY_RATE_BUSY: Final = ("#q > :key_now AND #q <= :key_latest", "#q = #q + :key_interval")
+
 _BOOK: Final = (
     "SET remaining = remaining + :back, settled = settled + :charged, written_off = written_off + :written_off,"
     " open_count = open_count - :one, req_remaining = req_remaining + :requests,"
     " t_in = t_in + :in, t_out = t_out + :out, t_w5 = t_w5 + :w5, t_w1 = t_w1 + :w1, t_rd = t_rd + :rd,"
     " picousd = picousd + :picousd"
 )
+
+
+def _key_parts(step: KeyStep, amount_tokens: int) -> tuple[str, str, dict[str, AttributeValueTypeDef]]:
+    """(condition, update, values) by which a reservation takes its share of the key's own limits."""
+    forms: list[tuple[str, str]] = []
+    values: dict[str, AttributeValueTypeDef] = {}
+    if step.budget_tokens is not None:
+        most = step.budget_tokens - amount_tokens
+        # A key not counted yet has used nothing: an amount above the whole budget must not pass for that.
+        forms.append((_KEY_FITS if most >= 0 else _KEY_NEVER_FITS, _KEY_COUNT))
+        values |= {":key_most": n(most), ":zero": n(0)}
+    if step.rate is not None:
+        forms.append(_KEY_RATE_IDLE if step.rate.idle else _KEY_RATE_BUSY)
+        values[":key_now"] = n(step.rate.now_ms)
+        if step.rate.idle:
+            values[":key_next"] = n(step.rate.now_ms + step.rate.interval_ms)
+        else:
+            values[":key_interval"] = n(step.rate.interval_ms)
+            values[":key_latest"] = n(step.rate.now_ms + step.rate.tolerance_ms)
+    return " AND ".join(form[0] for form in forms), ", ".join(form[1] for form in forms), values
+
+
+def _key_names(step: KeyStep) -> dict[str, str]:
+    names = {} if step.budget_tokens is None else {"#k": f"k#{step.id}"}
+    return names if step.rate is None else names | {"#q": f"q#{step.id}"}
+
+
+def _key_name(reservation: Reservation) -> dict[str, str]:
+    """The counter that a reservation moves beside the quota, if it moves one."""
+    return {"#k": f"k#{reservation.key_id}"} if reservation.key_id else {}
+
+
+def _book(reservation: Reservation) -> str:
+    """The end of a reservation: what goes back to the quota goes back to the key's budget."""
+    return f"{_BOOK}, #k = #k - :back" if reservation.key_id else _BOOK
 
 
 def _sent_twice(answer: Mapping[str, Any]) -> bool:
@@ -597,6 +739,12 @@ def _booking_values(booking: Booking) -> dict[str, AttributeValueTypeDef]:
 
 def _sk(period: UsagePeriod) -> str:
     return f"USAGE#{period.id}"
+
+
+def _pool(key: MeterKey, plan: Plan) -> dict[str, AttributeValueTypeDef]:
+    """The pool of a plan and month. Its size is not stored: the catalog's of today counts."""
+    month = key.period.start_at.strftime("%Y-%m")
+    return attributes(PK=f"TENANT#{key.tenant_id}#POOL#{plan.id}", SK=f"MONTH#{month}", Type="PlanPool")
 
 
 def _shard_pk(month: str, shard: int) -> str:
@@ -649,4 +797,6 @@ def meter_of(item: Mapping[str, Any]) -> Meter:
         cost_picousd=plain_item["picousd"],
         reservations=reservations,
         tombstones={name[2:]: at for name, at in plain_item.items() if name.startswith("x#")},
+        key_tokens={name[2:]: tokens for name, tokens in plain_item.items() if name.startswith("k#")},
+        key_rate_tats_ms={name[2:]: at for name, at in plain_item.items() if name.startswith("q#")},
     )

@@ -47,11 +47,15 @@ class Table:
 
 
 def hot_path_client(
-    region: str | None = None, *, session: botocore.session.Session | None = None, max_pool_connections: int = 4
+    region: str | None = None,
+    *,
+    session: botocore.session.Session | None = None,
+    max_pool_connections: int = 4,
+    attempts: int = 3,
 ) -> DynamoDBClient:
     """A DynamoDB client that answers or fails within about seven seconds, so that a caller is told in time.
 
-    Three attempts of one second to connect and one to read each: a single-item call takes milliseconds, and botocore's
+    Three `attempts` of one second to connect and one to read each: a single-item call takes milliseconds, and botocore's
     defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write carries its own
     id and nonce. Connections are kept alive between invocations.
 
@@ -60,7 +64,7 @@ def hot_path_client(
     config = Config(
         connect_timeout=1,
         read_timeout=1,
-        retries={"mode": "standard", "total_max_attempts": 3},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=max_pool_connections,
         tcp_keepalive=True,
     )

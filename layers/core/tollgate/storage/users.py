@@ -1,22 +1,26 @@
-"""Users in the table: who has which plan since when.
+"""Users in the table: who has which plan since when, and what they tell about themselves.
 
-PK `TENANT#<tenant>#USER#<user>`, SK `PROFILE`, Type `User`.
+PK `TENANT#<tenant>#USER#<user>`, SK `PROFILE`, Type `User`. A deleted user's item stays, without the person: it has
+`deleted_at`, and keeps a token that is still valid from making the account anew.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
-from tollgate.domain.principals import Profile
+from tollgate.domain.principals import Person, Profile
 from tollgate.storage.table import (
     Table,
     attributes,
     condition_failed,
     epoch_seconds,
+    flag,
     from_epoch_seconds,
     item_of,
+    n,
     plain,
     s,
     store_outages,
@@ -25,6 +29,12 @@ from tollgate.storage.table import (
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
+
+
+IN_USE: Final = "attribute_exists(PK) AND attribute_not_exists(deleted_at)"
+"""The condition of every write about a person, so that none comes back after a deletion."""
+
+_PERSONAL: Final = ("display_name", "locale", "time_zone")
 
 
 class Users:
@@ -57,6 +67,73 @@ class Users:
             return _from_item(profile.tenant_id, profile.user_id, plain(item_of(error)))
         return profile
 
+    def find_person(self, tenant_id: str, user_id: str) -> Person:
+        """What the user has told; nothing where there is no such user."""
+        with store_outages():
+            found = self._table.client.get_item(
+                TableName=self._table.name, Key=profile_key(tenant_id, user_id), ConsistentRead=True
+            ).get("Item", {})
+        item = plain(found)
+        return Person(*(item.get(name) for name in _PERSONAL))
+
+    def put_person(self, tenant_id: str, user_id: str, person: Person) -> bool:
+        """Replace all that the user has told; False when there is no account, or no more."""
+        told = dict(zip(_PERSONAL, (person.display_name, person.locale, person.time_zone), strict=True))
+        given = {name: value for name, value in told.items() if value is not None}
+        clauses = []
+        if given:
+            clauses.append("SET " + ", ".join(f"{name} = :{name}" for name in given))
+        if given.keys() != told.keys():
+            clauses.append("REMOVE " + ", ".join(name for name in told if name not in given))
+        return self._change(tenant_id, user_id, " ".join(clauses), {f":{name}": s(given[name]) for name in given})
+
+    def put_email(self, tenant_id: str, user_id: str, email: str, *, name: str | None = None) -> bool:
+        """Store an address that its owner has confirmed; False when there is no account, or no more.
+
+        `name` is taken for the display name where none is stored.
+        """
+        update, values = "SET email = :email", {":email": s(email)}
+        if name is not None:
+            update, values = f"{update}, display_name = if_not_exists(display_name, :name)", values | {":name": s(name)}
+        return self._change(tenant_id, user_id, f"{update} REMOVE unverified", values)
+
+    def mark_unverified(self, tenant_id: str, user_id: str) -> bool:
+        """Note that nobody has confirmed the address, until `put_email`; False when there is no account, or no more."""
+        return self._change(tenant_id, user_id, "SET unverified = :yes", {":yes": flag(True)})
+
+    def bury_profile(self, tenant_id: str, user_id: str, deleted_at: datetime) -> None:
+        """Delete the person and leave the account's shell. Repeating keeps the first instant; no profile, no shell."""
+        try:
+            with store_outages():
+                self._table.client.update_item(
+                    TableName=self._table.name,
+                    Key=profile_key(tenant_id, user_id),
+                    UpdateExpression="SET deleted_at = if_not_exists(deleted_at, :at) REMOVE email, "
+                    + ", ".join(_PERSONAL),
+                    ConditionExpression="attribute_exists(PK)",
+                    ExpressionAttributeValues={":at": n(epoch_seconds(deleted_at))},
+                )
+        except ClientError as error:
+            if not condition_failed(error):
+                raise
+
+    def _change(self, tenant_id: str, user_id: str, update: str, values: dict[str, AttributeValueTypeDef]) -> bool:
+        given: dict[str, Any] = {"ExpressionAttributeValues": values} if values else {}
+        try:
+            with store_outages():
+                self._table.client.update_item(
+                    TableName=self._table.name,
+                    Key=profile_key(tenant_id, user_id),
+                    UpdateExpression=update,
+                    ConditionExpression=IN_USE,
+                    **given,
+                )
+        except ClientError as error:
+            if condition_failed(error):
+                return False
+            raise
+        return True
+
 
 def profile_key(tenant_id: str, user_id: str) -> dict[str, AttributeValueTypeDef]:
     """Names a profile, also for the writes that must see or move it together with another item."""
@@ -72,6 +149,7 @@ def _item(profile: Profile) -> dict[str, AttributeValueTypeDef]:
         anchor_at=anchor_at,
         email=profile.email,
         paid=profile.paid,
+        unverified=None if profile.email_verified else True,
         # A plan change moves the anchor; the creation stays.
         created_at=anchor_at,
     )
@@ -86,4 +164,6 @@ def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Profile:
         anchor_at=from_epoch_seconds(item["anchor_at"]),
         email=item.get("email"),
         paid=item["paid"],
+        email_verified="unverified" not in item,
+        deleted_at=from_epoch_seconds(item["deleted_at"]) if "deleted_at" in item else None,
     )
