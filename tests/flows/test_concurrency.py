@@ -52,6 +52,9 @@ class Clock:
     def now_seconds(self) -> float:
         return self.seconds
 
+    def pause(self, wait_seconds: float) -> None:
+        time.sleep(wait_seconds)
+
 
 @dataclass
 class Crowd:

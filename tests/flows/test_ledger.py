@@ -85,7 +85,10 @@ def test_a_call_without_output_is_refused_when_its_prompt_does_not_fit() -> None
     world = LedgerWorld(a_plan(quota_tokens=9))
     with pytest.raises(QuotaExceededError):
         world.ledger.reserve(world.account, world.key, an_ask(output_tokens=0))
-    assert world.ledger.reserve(world.account, world.key, an_ask(prompt_bound_tokens=9, output_tokens=0)).output_tokens == 0
+    assert (
+        world.ledger.reserve(world.account, world.key, an_ask(prompt_bound_tokens=9, output_tokens=0)).output_tokens
+        == 0
+    )
 
 
 def test_a_key_that_does_not_want_clamping_is_refused_instead() -> None:
