@@ -18,7 +18,8 @@ sync   := $(uv) pip install --quiet --compile-bytecode --require-hashes --python
 help:  ## list the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
 
-dev: .venv/dev.stamp .dev/engines.stamp  ## run the whole product on this machine, no account needed (PORT=8787, 0 = any free)
+dev:  ## run the whole product on this machine, no account needed (PORT=8787, 0 = any free)
+	@$(MAKE) --no-print-directory --jobs 2 .venv/dev.stamp .dev/engines.stamp
 	@exec $(venv)/python -m dev --port $(PORT)
 
 test: check .dev/engines.stamp .dev/sam.stamp .dev/dynoxide.stamp  ## everything CI runs: checks and all tests
@@ -70,6 +71,7 @@ clean:  ## remove environments, state and build output
 	@touch $@
 
 .venv/dev.stamp: .venv/uv.stamp requirements/dev.txt
+	@echo "Installing what the local stack needs"
 	@$(sync) $(venv)/python -r requirements/dev.txt
 	@touch $@
 

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 from tollgate.domain.errors import NotFoundError
 from tollgate.domain.pricing import Model
-from tollgate.edge.claude_views import key_view, model_page, model_view, served_models, usage_event
+from tollgate.domain.principals import Principal
+from tollgate.edge.claude_views import key_view, model_page, model_view, newest_first, served_models, usage_event
 from tollgate.edge.function_url import FunctionUrl, HttpRequest
 from tollgate.edge.headers import forwarded, idempotency_key_of, target_of
 from tollgate.edge.simple_form import API_VERSION, message_body
 from tollgate.flows.current_usage import find_current_usage
-from tollgate.flows.relay_message import MessageCall
+from tollgate.flows.message_calls import MessageCall
 from tollgate.storage.requests import RequestOutcome
 from tollgate.wiring import ClaudeTools, build_claude
 
@@ -24,7 +25,7 @@ def relay_message(request: HttpRequest) -> None:
     """A message, streamed or not: relayed byte for byte, metered beside."""
     call = MessageCall(
         request_id=request.request_id,
-        principal=url.tools.authenticator.principal_of(request.headers),
+        principal=_caller(request),
         body=request.body,
         deadline_at_seconds=request.deadline_at_seconds,
         target=target_of("/v1/messages", request.raw_query),
@@ -39,21 +40,21 @@ def stream_simple_form(request: HttpRequest) -> None:
     """The simple form for apps: Claude's events, then one `usage` event."""
     call = MessageCall(
         request_id=request.request_id,
-        principal=url.tools.authenticator.principal_of(request.headers),
+        principal=_caller(request),
         body=message_body(request.body, lambda: _models_of(request)[0].id),
         deadline_at_seconds=request.deadline_at_seconds,
         headers={"anthropic-version": API_VERSION, "content-type": "application/json"},
         idempotency_key=idempotency_key_of(request.headers),
     )
     relayed = url.tools.relay.relay(call, request.reply)
-    if relayed.outcome is not RequestOutcome.REFUSED:
+    if request.reply.event_stream and relayed.outcome is not RequestOutcome.REFUSED:
         request.reply.write(usage_event(relayed))
 
 
 @url.route("POST", "/v1/messages/count_tokens")
 def count_tokens(request: HttpRequest) -> None:
     """Outside every quota, and never charged."""
-    principal = url.tools.authenticator.principal_of(request.headers)
+    principal = _caller(request)
     target = target_of("/v1/messages/count_tokens", request.raw_query)
     answer = url.tools.counter.count(principal, target, forwarded(request.headers), request.body)
     request.reply.pass_down(answer.status, answer.headers, answer.body)
@@ -62,7 +63,7 @@ def count_tokens(request: HttpRequest) -> None:
 @url.route("GET", "/v1/models")
 def list_models(request: HttpRequest) -> None:
     """The models of the caller's plan."""
-    request.reply.send_json(model_page(_models_of(request), request.query))
+    request.reply.send_json(model_page(newest_first(_models_of(request)), request.query))
 
 
 @url.route("GET", "/v1/models/{model}")
@@ -79,7 +80,7 @@ def get_model(request: HttpRequest) -> None:
 def get_key(request: HttpRequest) -> None:
     """What a key may know about itself."""
     tools = url.tools
-    principal = tools.authenticator.principal_of(request.headers)
+    principal = _caller(request)
     usage = find_current_usage(tools.accounts.find(principal, fresh=True), tools.meters, tools.ledger, tools.clock)
     request.reply.send_json(key_view(principal, tools.authenticator.api_key_of(request.headers), usage))
 
@@ -96,10 +97,20 @@ def hello(request: HttpRequest) -> None:
         request.reply.send_json({"message": "hello"})
 
 
+def _caller(request: HttpRequest) -> Principal:
+    """Who calls. Raises AuthenticationError."""
+    principal = url.tools.authenticator.principal_of(request.headers)
+    request.known["user_id"] = principal.user_id
+    return principal
+
+
 def _models_of(request: HttpRequest) -> list[Model]:
-    """The models the caller may use now; never empty. Raises AuthenticationError, NotFoundError."""
+    """The models the caller may use now, in the catalog's order; never empty.
+
+    Raises AuthenticationError, NotFoundError.
+    """
     tools = url.tools
-    principal = tools.authenticator.principal_of(request.headers)
+    principal = _caller(request)
     plan, now = tools.accounts.find(principal).plan, datetime.fromtimestamp(tools.clock.now_seconds(), UTC)
     models = served_models(tools.catalog.models.values(), plan, principal, now)
     if not models:

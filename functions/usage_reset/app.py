@@ -23,7 +23,7 @@ def _tools() -> UsageResetTools:
     return build_usage_reset()
 
 
-def handler(event: dict[str, object], context: Context) -> dict[str, int | bool]:  # noqa: ARG001  Lambda's signature
+def handler(event: dict[str, object], context: Context) -> dict[str, int | bool]:
     """Sweep, and say what was done; an error is left to the scheduler, which tries again and then keeps the event."""
     tools = _tools()
     left_seconds = context.get_remaining_time_in_millis() // 1000 - STOP_EARLY_SECONDS

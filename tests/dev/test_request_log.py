@@ -41,6 +41,13 @@ def test_a_refusal_shows_its_code() -> None:
     assert "429  quota_exceeded  3 ms" in line(Outcome("POST", "/v1/messages", AT, 429, duration_ms=3, events=events))
 
 
+def test_a_refusal_shows_who_was_refused() -> None:
+    refusal = {"message": "request_refused", "error_code": "model_not_in_plan", "status": 400, "plan_id": "free"}
+    for user_id, shown in (("user-1", "demo"), ("2f6c1a90-77aa", "2f6c1a90")):
+        outcome = Outcome("POST", "/v1/messages", AT, 400, duration_ms=3, events=[refusal | {"user_id": user_id}])
+        assert f"400  {shown}  model_not_in_plan  3 ms" in line(outcome)
+
+
 def test_what_the_gateway_itself_says_is_shown() -> None:
     shown = line(Outcome("GET", "/auth/me", AT, 401, note="authorizer: no token"))
     assert "401  authorizer: no token" in shown

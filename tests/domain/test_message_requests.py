@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -117,6 +121,83 @@ class TestJson:
         refusal(data.encode())
 
 
+START = b'{"model":"m","max_tokens":1,"messages":['
+OTHER = START + b'],"x":'
+CITED = b'{"type":"document","citations":{"enabled":true},"source":{"type":"content","content":['
+REFERENCE = b'{"type":"tool_reference","tool_name":"t"}'
+
+
+def keys(size: int) -> bytes:
+    return b",".join(b'"k%d":1' % number for number in range(size // 12))
+
+
+def with_large_tool(size: int) -> bytes:
+    references = b",".join([REFERENCE] * (size // 2 // len(REFERENCE)))
+    return START + b'{"content":[' + references + b']}],"tools":[{"name":"t","d":"' + b"a" * (size // 2) + b'"}]}'
+
+
+HOSTILE: dict[str, Callable[[int], bytes]] = {
+    "a string of escaped quotes that does not end": lambda size: b"[" * 201 + b'"' + b'\\"' * (size // 2),
+    "a string of backslashes that does not end": lambda size: b"[" * 201 + b'"' + b"\\" * size,
+    "quotes": lambda size: b"[" * 201 + b'"' * size,
+    "quotes and brackets": lambda size: b"[" * 201 + b'"[' * (size // 2),
+    "deep lists": lambda size: b"[" * size,
+    "deep objects": lambda size: b'{"a":' * (size // 5),
+    "flat lists": lambda size: OTHER + b"[" + b"[]," * (size // 3) + b"0]}",
+    "flat messages": lambda size: START + b"{}," * (size // 3) + b"0]}",
+    "numbers for messages": lambda size: START + b"0," * (size // 2) + b"0]}",
+    "tiny strings": lambda size: OTHER + b"[[" + b'"",' * (size // 3) + b"0]]}",
+    "brackets in strings": lambda size: OTHER + b"[" + b'"[[",' * (size // 5) + b"0]}",
+    "many keys": lambda size: OTHER + b"{" + keys(size) + b"}}",
+    "many top-level keys": lambda size: START + b"]," + keys(size) + b"}",
+    "many top-level keys beyond ASCII": lambda size: START + '],"é":1,'.encode() + keys(size) + b"}",
+    "a duplicate after many keys": lambda size: OTHER + b"{" + keys(size) + b',"z":1,"z":1}}',
+    "a top-level duplicate after many keys": lambda size: b'{"z":1,' + keys(size) + b',"z":1}',
+    "a number of digits": lambda size: OTHER + b"9" * size + b"}",
+    "a fraction of digits": lambda size: OTHER + b"0." + b"9" * size + b"}",
+    "many long numbers": lambda size: OTHER + b"[" + (b"9" * 4300 + b",") * (size // 4301) + b"1]}",
+    "escapes": lambda size: OTHER + b'"' + b"\\n" * (size // 2) + b'"}',
+    "surrogate pairs": lambda size: OTHER + b'"' + b"\\ud83d\\ude00" * (size // 12) + b'"}',
+    "a lone surrogate after escapes": lambda size: OTHER + b'"' + b"\\n" * (size // 2) + b'\\ud83d"}',
+    "a constant after escapes": lambda size: OTHER + b'["' + b'\\"' * (size // 2) + b'",NaN]}',
+    "a constant after strings": lambda size: OTHER + b"[" + b'"a",' * (size // 4) + b"NaN]}",
+    "space": lambda size: OTHER + b" " * size + b"1}",
+    "lines before the fault": lambda size: b"\n" * size + b"x",
+    "cited documents in each other": lambda size: (
+        START + b'{"content":[' + CITED * 60 + b'{"text":"' + b"a" * size + b'"}' + b"]}}" * 60 + b"]}]}"
+    ),
+    "references to a large tool": with_large_tool,
+    "tools that nobody knows": lambda size: (
+        START + b'],"tools":[' + b",".join(b'{"type":"x%d"}' % number for number in range(size // 16)) + b"]}"
+    ),
+}
+
+
+class TestHostileBodies:
+    @pytest.mark.parametrize("shape", HOSTILE.values(), ids=HOSTILE)
+    def test_any_body_is_taken_or_refused_in_time_that_grows_with_its_size_only(
+        self, shape: Callable[[int], bytes]
+    ) -> None:
+        """Measured against itself: 4 MB are 32 times as much as 128 KB, and the square of that is 1,024."""
+        small, large = least_seconds(shape(1 << 17), tries=3), least_seconds(shape(1 << 22), tries=1)
+        assert large <= 200 * max(small, 0.0005)
+
+
+def least_seconds(data: bytes, tries: int) -> float:
+    """CPU of this thread for one parse, at best, and without looks of the collector at all that tests keep."""
+    found = []
+    gc.disable()
+    try:
+        for _ in range(tries):
+            began = time.thread_time()
+            with suppress(InvalidRequestError):
+                parse_message_request(data)
+            found.append(time.thread_time() - began)
+    finally:
+        gc.enable()
+    return min(found)
+
+
 class TestFields:
     @pytest.mark.parametrize("name", ["model", "max_tokens", "messages"])
     def test_what_is_priced_or_bounded_must_be_there(self, name: str) -> None:
@@ -175,6 +256,50 @@ class TestBound:
         assert IMAGE_TOKENS < large.prompt_bound_tokens < IMAGE_TOKENS + 400
         assert large.unbounded == ()
 
+    def test_every_reference_to_a_tool_counts_for_its_whole_definition(self) -> None:
+        """Deferred tools come before the model where they are referred to, as often as they are."""
+        tools = [{"name": "small", "defer_loading": True}, {"name": "large", "description": "a" * 5000}]
+
+        def bound(*names: str) -> int:
+            references = [{"type": "tool_reference", "tool_name": name} for name in names]
+            data = body(tools=tools, messages=[{"content": [{"type": "tool_result", "content": references}]}])
+            return parse_message_request(data).prompt_bound_tokens - len(data)
+
+        alone = bound()
+        assert 5000 < bound("large") - alone < 5200
+        assert bound("large", "large") - alone == 2 * (bound("large") - alone)
+        assert 0 < bound("small") - alone < 100
+        assert bound("nobody's") == bound("large")
+
+    @pytest.mark.parametrize(
+        "block",
+        [
+            {
+                "type": "tool_search_tool_result",
+                "content": {
+                    "type": "tool_search_tool_search_result",
+                    "tool_references": [{"type": "tool_reference", "tool_name": "t"}],
+                },
+            },
+            {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "t"}},
+            {
+                "type": "compaction",
+                "tool_changes": [{"type": "tool_addition", "tool": {"type": "tool_reference", "name": "t"}}],
+            },
+        ],
+    )
+    def test_a_reference_to_a_tool_is_found_wherever_it_may_stand(self, block: dict[str, Any]) -> None:
+        tool = {"name": "t", "description": "a" * 5000}
+        data = body(tools=[tool], messages=[{"role": "user", "content": [block]}])
+        assert parse_message_request(data).prompt_bound_tokens > len(data) + 5000
+
+    def test_a_reference_to_a_tool_of_anthropics_counts_for_what_is_hidden_in_it(self) -> None:
+        data = body(
+            tools=[{"type": "bash_20250124", "name": "bash"}],
+            messages=[{"content": [{"type": "tool_reference", "tool_name": "bash"}]}],
+        )
+        assert parse_message_request(data).prompt_bound_tokens > len(data) + 2 * ANTHROPIC_TOOL_TOKENS
+
     @pytest.mark.parametrize("place", ["tool_result", "search_result", "document"])
     def test_an_image_inside_another_block_is_found(self, place: str) -> None:
         image = {"type": "image", "source": {"type": "base64", "data": "A" * 40_000}}
@@ -211,6 +336,16 @@ class TestBound:
         plain = with_blocks({"type": "document", "source": source})
         cited = with_blocks({"type": "document", "source": source, "citations": {"enabled": True}})
         assert cited.prompt_bound_tokens - plain.prompt_bound_tokens > CITATION_FACTOR * 3000
+
+    def test_a_cited_text_counts_wherever_in_its_document_it_stands(self) -> None:
+        text = {"type": "text", "text": "ä" * 1000}
+        for block in (
+            {"type": "document", "source": {"type": "content", "content": [text]}},
+            {"type": "document", "source": {"type": "content", "content": "ä" * 1000}},
+            {"type": "search_result", "source": "s", "title": "t", "content": [text]},
+        ):
+            plain, cited = with_blocks(block), with_blocks(block | {"citations": {"enabled": True}})
+            assert cited.prompt_bound_tokens - plain.prompt_bound_tokens >= CITATION_FACTOR * 2000
 
 
 PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}}
@@ -266,6 +401,42 @@ class TestUnboundedShapes:
     )
     def test_blocks_without_a_bound_are_named(self, block: dict[str, Any], name: str) -> None:
         assert with_blocks(block).unbounded == (name,)
+
+    @pytest.mark.parametrize(
+        "container",
+        [
+            lambda block: [block],
+            lambda block: block,
+            lambda block: [[block]],
+            lambda block: [{"type": "tool_result", "tool_use_id": "t", "content": block}],
+            lambda block: [{"type": "tool_result", "content": [{"type": "new_container", "parts": [block]}]}],
+            lambda block: [
+                {"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "url": "u", "content": block}}
+            ],
+            lambda block: [{"type": "document", "source": {"type": "content", "content": block}}],
+            lambda block: [{"type": "new", "anything": {"deep": [1, {"down": block}]}}],
+            lambda block: [{"type": "mcp_tool_result", "content": [block]}],
+        ],
+    )
+    def test_a_document_is_named_whatever_it_stands_in(self, container: Callable[[Any], Any]) -> None:
+        assert parsed(messages=[{"role": "user", "content": container(PDF)}]).unbounded == ("PDF document",)
+        assert parsed(system=container(PDF)).unbounded == ("PDF document",)
+        assert parsed(tools=[{"name": "t", "new": container(PDF)}]).unbounded == ("PDF document",)
+        image = {"type": "image", "source": {"type": "url", "url": "https://x.example"}}
+        assert parsed(messages=[{"content": container(image)}]).unbounded == ("image from a url source",)
+
+    def test_a_tool_that_joins_in_a_compaction_is_judged_like_any_other(self) -> None:
+        definition = {"type": "tool_definition", "definition": {"type": "web_search_20260318", "name": "web_search"}}
+        changes = [{"type": "tool_addition", "tool": definition}]
+        block = {"type": "compaction", "content": "s", "tool_changes": changes}
+        assert with_blocks(block).unbounded == ("tool web_search_20260318",)
+
+    def test_what_only_bears_the_name_of_a_document_is_text_where_no_block_stands(self) -> None:
+        """A tool of the caller's may well have a parameter `type` with the value "document"."""
+        call = {"type": "tool_use", "id": "t", "name": "create", "input": {"type": "document", "title": "Plan"}}
+        schema = {"type": "object", "properties": {"type": {"const": "image"}, "source": {"type": "string"}}}
+        request = parsed(messages=[{"content": [call]}], tools=[{"name": "create", "input_schema": schema}])
+        assert request.unbounded == ()
 
     @pytest.mark.parametrize("nothing", [None, [], {}])
     @pytest.mark.parametrize("name", ["compaction", "container", "fallbacks", "mcp_servers", "thread"])

@@ -14,9 +14,18 @@ from tollgate.domain.ledger import Meter, MeterKey
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import UNLIMITED, Plan
 from tollgate.domain.principals import Account, Profile
-from tollgate.edge.headers import forwarded, idempotency_key_of, passed_down, standing_headers, target_of
-from tollgate.flows.relay_message import Standing
+from tollgate.edge.headers import (
+    MAX_PASSED_DOWN_BYTES,
+    forwarded,
+    idempotency_key_of,
+    passed_down,
+    standing_headers,
+    target_of,
+)
+from tollgate.flows.message_calls import Standing
+from tollgate_runtime import Response
 
+JSON = {"content-type": "application/json"}
 PERIOD = UsagePeriod(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
 NOW = START.timestamp()
 UNIFIED = "anthropic-ratelimit-unified-"
@@ -30,7 +39,6 @@ class TestUp:
             "anthropic-beta",
             "anthropic-dangerous-direct-browser-access",
             "anthropic-brand-new-2027",
-            "content-type",
             "accept",
             "user-agent",
             "x-app",
@@ -39,7 +47,7 @@ class TestUp:
         ],
     )
     def test_what_clients_of_claude_send_passes(self, name: str) -> None:
-        assert forwarded({name: "a, b"}) == {name: "a, b"}
+        assert forwarded({name: "a, b"}) == {name: "a, b"} | JSON
 
     @pytest.mark.parametrize(
         "name",
@@ -75,7 +83,12 @@ class TestUp:
         ],
     )
     def test_credentials_identities_and_what_concerns_one_hop_stay_here(self, name: str) -> None:
-        assert forwarded({name: "x"}) == {}
+        assert forwarded({name: "x"}) == JSON
+
+    @pytest.mark.parametrize("value", ["application/json", "application/json; charset=iso-8859-1", "text/plain", ""])
+    def test_upstream_reads_the_body_as_it_was_read_here(self, value: str) -> None:
+        """In another charset the same bytes would be another text."""
+        assert forwarded({"content-type": value}) == JSON
 
     @pytest.mark.parametrize("value", ["a\r\nx-api-key: b", "a\nb", "\x00", "\x7f", "世"])
     def test_a_value_that_http_cannot_carry_is_a_bad_request(self, value: str) -> None:
@@ -137,6 +150,32 @@ class TestDown:
     )
     def test_shared_limits_our_accounts_and_what_concerns_one_hop_stay_here(self, name: str) -> None:
         assert passed_down({name: "x"}, "req_1") == {"request-id": "req_1"}
+
+    @pytest.mark.parametrize("value", ["a\x7fb", "a\r\n b", "a\x00", "世", ""])
+    @pytest.mark.parametrize("name", ["anthropic-note", "content-language", "request-id"])
+    def test_a_value_that_http_cannot_carry_on_stays_here(self, name: str, value: str) -> None:
+        assert passed_down({name: value, "content-type": "text/plain"}, "req_1") == {
+            "request-id": "req_1",
+            "content-type": "text/plain",
+        }
+
+    @pytest.mark.parametrize("name", ["anthropic-no te", "anthropic-é", "anthropic-a:b"])
+    def test_a_name_that_http_cannot_carry_on_stays_here(self, name: str) -> None:
+        assert passed_down({name: "x"}, "req_1") == {"request-id": "req_1"}
+
+    @pytest.mark.parametrize("value", ["x" * 20_000, "é" * 3000, '"' * 5000])
+    def test_one_that_is_too_large_stays_here_and_the_others_pass(self, value: str) -> None:
+        passed = passed_down({"anthropic-huge": value, "anthropic-small": "x", "content-type": "text/plain"}, "req_1")
+        assert passed == {"request-id": "req_1", "anthropic-small": "x", "content-type": "text/plain"}
+
+    @pytest.mark.parametrize("size", [10, 500, 4000, MAX_PASSED_DOWN_BYTES])
+    def test_whatever_upstream_sends_fits_into_one_answer_with_all_of_ours(self, size: int) -> None:
+        upstream = {f"anthropic-{number:04d}": "é" * size for number in range(500)} | {"content-type": "text/plain"}
+        plan = a_plan(requests_per_minute=60, burst_requests=10, quota_requests=1000)
+        ours = standing_headers(standing(plan, quota_requests=1000, settled_tokens=999), NOW)
+        headers = passed_down({"request-id": "r" * size} | upstream, "req_1") | ours
+        Response(200, headers)
+        assert headers["content-type"] == "text/plain"
 
 
 def standing(plan: Plan, **changes: Any) -> Standing:  # noqa: ANN401  any field of Meter

@@ -33,7 +33,8 @@ from tollgate.domain.principals import CredentialKind, KeyLimits, MaxTokensPolic
 from tollgate.domain.tokens import TokenCounts
 from tollgate.edge.errors import error_event
 from tollgate.flows.accounts import Accounts
-from tollgate.flows.relay_message import SOFT_DEADLINE_SECONDS, MessageCall, MessageRelay, Relayed, Standing
+from tollgate.flows.message_calls import MessageCall, Relayed, Standing
+from tollgate.flows.relay_message import SOFT_DEADLINE_SECONDS, MessageRelay
 from tollgate.providers.claude import UpstreamLostError, UpstreamNotReachedError
 from tollgate.storage.requests import RequestOutcome, Requests
 from tollgate.storage.table import Table, plain
@@ -47,7 +48,7 @@ COMPLETE = (started(), BLOCK, PING, text("Hello "), text("world"), ended(), STOP
 
 
 class Reply:
-    """`tollgate.flows.relay_message.Reply`, remembered."""
+    """`tollgate.flows.message_calls.Reply`, remembered."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -70,7 +71,7 @@ class Reply:
 
 
 class Journal:
-    """`tollgate.flows.relay_message.Journal`, remembered."""
+    """`tollgate.flows.message_calls.Journal`, remembered."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []
@@ -504,6 +505,53 @@ class TestHiddenInput:
         assert world.meter.open_count == 0
 
 
+def whole(**usage: Any) -> bytes:  # noqa: ANN401  any JSON
+    """An answer that is not streamed."""
+    content = [{"type": "text", "text": "SECRET"}]
+    return json.dumps({"type": "message", "model": MODEL, "content": content, "usage": usage}).encode()
+
+
+class TestAWholeAnswerThatTurnsOutLarger:
+    BODY = a_body(stream=False)
+    HELD = bound(BODY) + 100
+
+    def world(self, used_tokens: int, **plan: Any) -> World:  # noqa: ANN401
+        answer = whole(input_tokens=used_tokens - 7, output_tokens=7)
+        return World(FakeUpstream(answer, headers=JSON), **({"quota_tokens": 2000} | plan))
+
+    @pytest.mark.parametrize("more", [-1, 0, 1, 500])
+    def test_is_delivered_and_charged_in_full_while_the_quota_has_room(self, more: int) -> None:
+        world = self.world(self.HELD + more)
+        relayed = world.send(self.BODY)
+        assert (relayed.outcome, relayed.charged_tokens) == (RequestOutcome.COMPLETE, self.HELD + more)
+        assert relayed.written_off_tokens == 0
+        assert b"SECRET" in world.reply.body
+
+    @pytest.mark.parametrize(("more", "fits"), [(-1, True), (0, True), (1, False), (400_000, False)])
+    def test_is_not_delivered_by_a_hard_quota_that_cannot_pay_for_it(self, more: int, fits: bool) -> None:
+        world = self.world(2000 + more)
+        if fits:
+            assert world.send(self.BODY).outcome is RequestOutcome.COMPLETE
+        else:
+            assert isinstance(world.refused(self.BODY), QuotaExceededError)
+            assert world.reply.body == b""
+            assert world.record["outcome"] == "over_quota"
+            assert world.record["charged_tokens"] + world.record["written_off_tokens"] == 2000 + more
+        assert world.meter.open_count == 0
+        assert world.meter.settled_tokens <= 2000
+
+    def test_is_delivered_by_a_soft_quota_and_shows_what_was_written_off(self) -> None:
+        world = self.world(9000, **soft(overage_cap_tokens=500))
+        relayed = world.send(self.BODY)
+        assert (relayed.charged_tokens, relayed.written_off_tokens) == (2500, 6500)
+        assert b"SECRET" in world.reply.body
+
+    def test_is_seen_where_bounds_are_watched(self) -> None:
+        world = self.world(self.HELD + 500)
+        world.send(self.BODY)
+        assert "PromptAboveBound" in world.journal.metrics
+
+
 class TestSlices:
     def world(self, output_tokens: int, **plan: Any) -> World:  # noqa: ANN401
         """An answer of about `output_tokens`, three bytes each, in a plan with slices of 100."""
@@ -559,6 +607,166 @@ class TestSlices:
 
 
 PROMPT = 10
+LARGE = a_body(messages=[{"role": "user", "content": "word " * 400}])
+
+
+class TestAnswersWithoutCounts:
+    """A prompt that upstream did not tell in numbers is charged by its bound, and the record says that it is one."""
+
+    @pytest.mark.parametrize("policy", ExpiryPolicy)
+    @pytest.mark.parametrize("value", [None, "10", -5, 10.0, True, 10**40])
+    def test_a_prompt_told_in_no_number_is_never_free(self, value: object, policy: ExpiryPolicy) -> None:
+        world = World(FakeUpstream(started(input_tokens=value), *COMPLETE[1:]), expiry_policy=policy)
+        relayed = world.send(LARGE)
+        assert (relayed.outcome, relayed.estimated) == (RequestOutcome.TRUNCATED, True)
+        assert relayed.charged_tokens >= bound(LARGE) > 2000
+        assert world.reply.body == b"".join((started(input_tokens=value), *COMPLETE[1:]))
+
+    def test_nor_is_one_of_an_answer_that_never_started(self) -> None:
+        world = World(FakeUpstream(*COMPLETE[1:]), expiry_policy=ExpiryPolicy.INPUT)
+        assert world.send(LARGE).charged_tokens >= bound(LARGE)
+        assert world.record["estimated"]
+
+    @pytest.mark.parametrize("usage", [{"output_tokens": 7}, {"input_tokens": True, "output_tokens": 7}])
+    def test_nor_is_one_of_an_answer_that_is_not_streamed(self, usage: dict[str, Any]) -> None:
+        world = World(FakeUpstream(whole(**usage), headers=JSON), expiry_policy=ExpiryPolicy.INPUT)
+        relayed = world.send(a_body(stream=False))
+        assert relayed.estimated
+        assert relayed.charged_tokens >= bound(a_body(stream=False))
+        assert b"SECRET" in world.reply.body
+
+    def test_what_is_known_beyond_the_bound_counts_beside_what_is_not(self) -> None:
+        first = started(input_tokens=5000, cache_read_input_tokens="x")
+        world = World(FakeUpstream(first, *COMPLETE[1:]), **soft())
+        assert world.send().charged_tokens >= 5000
+
+    def test_a_count_beyond_all_reason_is_not_written_off_as_if_it_were_one(self) -> None:
+        world = World(FakeUpstream(*COMPLETE[:-2], ended(output_tokens=10**40), STOP))
+        relayed = world.send()
+        assert relayed.estimated
+        assert relayed.charged_tokens + relayed.written_off_tokens <= bound(a_body()) + 100
+
+    def test_an_answer_that_begins_again_is_charged_for_both(self) -> None:
+        world = World(FakeUpstream(started(input_tokens=3000), started(input_tokens=2000), *COMPLETE[1:]), **soft())
+        relayed = world.send()
+        assert relayed.estimated
+        assert relayed.charged_tokens >= 5000 + 7
+
+    def test_an_answer_that_begins_again_stops_at_a_hard_quota_too(self) -> None:
+        beginnings = [started(input_tokens=4000) for _ in range(5)]
+        world = World(FakeUpstream(*beginnings, *COMPLETE[1:]))
+        assert world.send().outcome is RequestOutcome.OVER_QUOTA
+        assert b"Hello" not in world.reply.body
+
+    def test_an_event_that_nobody_knows_need_not_be_json(self) -> None:
+        heartbeat = b"event: heartbeat\ndata: still alive\n\n"
+        world = World(FakeUpstream(*COMPLETE[:2], heartbeat, *COMPLETE[2:]))
+        relayed = world.send()
+        assert (relayed.outcome, relayed.charged_tokens) == (RequestOutcome.COMPLETE, 17)
+        assert heartbeat in world.reply.body
+
+    def test_padding_and_spacing_do_not_change_what_a_cut_answer_costs(self) -> None:
+        charged = set()
+        for form in (
+            b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"abcd"}}',
+            b'{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "abcd"}}',
+            b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"abcd"}                   }',
+        ):
+            delta = b"event: content_block_delta\ndata: " + form + b"\n\n"
+            world = World(FakeUpstream(started(), *[delta] * 400, UpstreamLostError("reset")), **soft())
+            charged.add(world.send(a_body(max_tokens=4000)).charged_tokens)
+        assert charged == {PROMPT + 400}
+
+    def test_spaced_events_reach_the_next_slice_like_any_other(self) -> None:
+        spaced = b'event: content_block_delta\ndata: {"delta": {"type": "text_delta", "text": "%b"}}\n\n' % (
+            b"abc" * 10
+        )
+        world = World(
+            FakeUpstream(started(), *[spaced] * 500, ended(output_tokens=5000), STOP),
+            **soft(slice_output_tokens=100, quota_tokens=1000, overage_cap_tokens=500),
+        )
+        assert world.send(a_body(max_tokens=64_000)).outcome is RequestOutcome.OVER_QUOTA
+
+
+class Unlucky(Reply):
+    """A reply with a fault of its own: `start` or a `write` raises what no reply should."""
+
+    def __init__(self, *, at_write: int | None = None) -> None:
+        super().__init__()
+        self._at_write = at_write
+
+    def start(self, status: int, headers: Mapping[str, str], standing: Standing) -> None:
+        if self._at_write is None:
+            raise ValueError("HTTP cannot carry the header")
+        super().start(status, headers, standing)
+
+    def write(self, data: bytes) -> None:
+        self._at_write = (self._at_write or 0) - 1
+        if self._at_write < 0:
+            raise MemoryError
+        super().write(data)
+
+
+class TestFaultsOfOurOwn:
+    """Whatever breaks between reservation and settlement, the reservation does not stay open until the sweep."""
+
+    @pytest.mark.parametrize("at_write", [None, *range(len(COMPLETE))])
+    def test_a_reply_that_breaks_is_settled_and_recorded_and_told_as_it_was(self, at_write: int | None) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        world.reply = Unlucky(at_write=at_write)
+        with pytest.raises(ValueError if at_write is None else MemoryError):
+            world.send()
+        assert world.meter.open_count == 0
+        known = at_write is not None and at_write >= COMPLETE.index(STOP) - 1
+        expected = 17 if known else bound(a_body()) + 100 if at_write is None else PROMPT + 100
+        assert (world.meter.settled_tokens, world.record["estimated"]) == (expected, not known)
+        assert world.upstream.answers[0].closed
+
+    def test_a_whole_answer_whose_reply_breaks_is_settled_once(self) -> None:
+        world = World(FakeUpstream(whole(input_tokens=10, output_tokens=7), headers=JSON))
+        world.reply = Unlucky()
+        with pytest.raises(ValueError, match="carry"):
+            world.send(a_body(stream=False))
+        assert (world.meter.settled_tokens, world.meter.open_count) == (17, 0)
+        assert len(world.records) == 1
+
+    def test_a_refusal_whose_reply_breaks_costs_nothing(self) -> None:
+        world = World(FakeUpstream(b"{}", status=400, headers=JSON))
+        world.reply = Unlucky()
+        with pytest.raises(ValueError, match="carry"):
+            world.send()
+        assert (world.meter.remaining_tokens, world.meter.open_count) == (10_000, 0)
+        assert world.records == []
+
+    @pytest.mark.parametrize(("status", "settled"), [(200, True), (400, False), (500, False)])
+    def test_an_upstream_that_breaks_in_its_answer_is_settled_by_what_its_status_said(
+        self, status: int, settled: bool
+    ) -> None:
+        world = World(FakeUpstream(ZeroDivisionError(), status=status, headers=JSON))
+        with pytest.raises(ZeroDivisionError):
+            world.send()
+        assert world.meter.open_count == 0
+        assert bool(world.meter.settled_tokens) is settled
+
+    def test_an_upstream_that_breaks_in_sending_may_have_cost(self) -> None:
+        world = World(FakeUpstream())
+        world.upstream.before_head = ZeroDivisionError()
+        with pytest.raises(ZeroDivisionError):
+            world.send()
+        assert (world.meter.settled_tokens, world.meter.open_count) == (bound(a_body()) + 100, 0)
+
+    def test_a_settlement_that_breaks_is_not_tried_twice(self) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        calls: list[str] = []
+
+        def settle(*_: object) -> None:
+            calls.append("settle")
+            raise ZeroDivisionError
+
+        world.ledger.settle = settle  # type: ignore[method-assign,assignment]
+        with pytest.raises(ZeroDivisionError):
+            world.send()
+        assert calls == ["settle"]
 
 
 class TestBrokenAnswers:
@@ -617,6 +825,12 @@ class TestBrokenAnswers:
         relayed = world.send()
         assert relayed.outcome is RequestOutcome.TRUNCATED
         assert not world.reply.body.endswith(b"more")
+
+    @pytest.mark.parametrize("content_type", ["TEXT/EVENT-STREAM", "text/Event-Stream; charset=utf-8"])
+    def test_a_stream_is_one_in_any_case(self, content_type: str) -> None:
+        world = World(FakeUpstream(*COMPLETE, headers={"content-type": content_type}))
+        assert world.send().charged_tokens == 17
+        assert world.record["estimated"] is False
 
     def test_never_books_nothing_after_bytes_were_delivered(self) -> None:
         world = World(FakeUpstream(text("x" * 400)), expiry_policy=ExpiryPolicy.VOID)
@@ -721,6 +935,83 @@ class TestUpstreamRefusals:
         world.upstream.before_head = UpstreamUnavailableError("…", error_code="secrets_unavailable")
         assert world.refused().error_code == "secrets_unavailable"
         assert (world.meter.remaining_tokens, world.meter.open_count) == (10_000, 0)
+
+
+class TestTimeLeft:
+    @pytest.mark.parametrize(("more_seconds", "asked"), [(-1, 0), (0, 0), (1, 1)])
+    def test_upstream_is_not_asked_for_what_there_is_no_time_to_relay(self, more_seconds: int, asked: int) -> None:
+        world = World(FakeUpstream(*COMPLETE), quota_requests=5)
+        deadline = world.seconds + SOFT_DEADLINE_SECONDS + more_seconds
+        if asked:
+            world.send(deadline_at_seconds=deadline)
+        else:
+            error = world.refused(deadline_at_seconds=deadline)
+            assert (type(error), error.error_code) == (UpstreamUnavailableError, "no_time_left")
+            assert world.meter.remaining_requests == 5
+            assert world.records == []
+        assert len(world.upstream.requests) == asked
+        assert world.meter.open_count == 0
+
+
+class TestTheSameKeyAgain:
+    """Where nothing was generated, the caller may try again under the same idempotency key."""
+
+    def again(self, world: World, upstream: FakeUpstream, body: bytes = b"") -> None:
+        world.relay.upstream = upstream
+        world.reply = Reply()
+        assert world.send(body, idempotency_key="k").outcome is RequestOutcome.COMPLETE
+
+    @pytest.mark.parametrize(
+        "misfortune",
+        [
+            UpstreamNotReachedError("refused"),
+            UpstreamUnavailableError("…", error_code="secrets_unavailable"),
+        ],
+    )
+    def test_after_an_upstream_that_was_never_asked(self, misfortune: Exception) -> None:
+        world = World(FakeUpstream())
+        world.upstream.before_head = misfortune
+        world.refused(idempotency_key="k")
+        self.again(world, FakeUpstream(*COMPLETE))
+
+    @pytest.mark.parametrize("status", [401, 429, 500, 503, 529])
+    def test_after_a_refusal_of_upstream(self, status: int) -> None:
+        world = World(FakeUpstream(b"{}", status=status, headers=JSON))
+        world.refused(idempotency_key="k")
+        self.again(world, FakeUpstream(*COMPLETE))
+
+    def test_after_a_call_for_which_no_time_was_left(self) -> None:
+        world = World(FakeUpstream(*COMPLETE))
+        world.refused(idempotency_key="k", deadline_at_seconds=world.seconds + 1)
+        self.again(world, world.upstream)
+
+    def test_after_a_thinking_budget_that_did_not_fit(self) -> None:
+        thinking = {"type": "enabled", "budget_tokens": 5000}
+        body = a_body(max_tokens=6000, thinking=thinking)
+        world = World(FakeUpstream(*COMPLETE), quota_tokens=bound(body) + 4000)
+        assert world.refused(body, idempotency_key="k").error_code == "thinking_budget_too_large"
+        self.again(world, world.upstream, a_body(max_tokens=1000))
+
+    def test_but_not_after_one_that_may_have_been_processed(self) -> None:
+        world = World(FakeUpstream())
+        world.upstream.before_head = UpstreamLostError("RemoteDisconnected")
+        world.refused(idempotency_key="k")
+        assert isinstance(world.refused(idempotency_key="k"), DuplicateRequestError)
+
+
+class TestRefusalsInTheLog:
+    def test_a_refusal_knows_whose_plan_it_was(self) -> None:
+        world = World(FakeUpstream(b"{}", status=529, headers=JSON))
+        assert world.refused().plan_id == "test"
+        assert world.refused(a_body(model="gpt-5")).plan_id == "test"
+        assert world.refused(b"{").plan_id is None
+
+    def test_a_refusal_names_some_of_many_shapes_without_a_bound(self) -> None:
+        tools = [{"type": f"tool_number_{number:04d}"} for number in range(1000)]
+        message = World(FakeUpstream()).refused(a_body(tools=tools)).public_message
+        assert "tool_number_0000" in message
+        assert "and 992 more" in message
+        assert len(message) < 1000
 
 
 class TestAnUnwillingTable:

@@ -211,6 +211,16 @@ def test_a_silent_table_is_503_and_worth_another_try(
     assert "127.0.0.1" not in answer.raw
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_log_says_who_was_refused_as_far_as_that_is_known(
+    invoke: Invoke, capsys: pytest.CaptureFixture[str], known: bool
+) -> None:
+    claims = claims_of() if known else None
+    invoke("auth", http_event("POST", "/auth/me", claims))
+    [line] = [json.loads(line) for line in capsys.readouterr().out.splitlines() if "request_refused" in line]
+    assert line.get("user_id") == (claims["sub"] if claims else None)
+
+
 @pytest.mark.parametrize(("function", "path"), ROUTES)
 def test_a_mistake_of_ours_is_500_without_detail(invoke: Invoke, table: CountedTable, function: str, path: str) -> None:
     table.client.delete_table(TableName=NAME)

@@ -11,12 +11,16 @@ from typing import cast
 import pytest
 
 from tests.support.claude_function import MODEL, ClaudeFunction, claude_function
+from tests.support.scripted_http import ScriptedServer, answer
 from tollgate.catalog.loader import load_catalog
-from tollgate.edge.claude_views import model_page, model_view, served_models
+from tollgate.domain.principals import CredentialKind, Principal
+from tollgate.edge.claude_views import model_page, model_view, newest_first, served_models
 from tollgate.flows.count_tokens import BURST
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 40).decode()
 HELLO = [{"role": "user", "content": "Hello"}]
+
+ANYBODY = Principal("main", "u-1", CredentialKind.API_KEY, "key-1")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +63,13 @@ class TestSimpleForm:
         assert [block["type"] for block in body["messages"][0]["content"]] == ["image", "text"]
         assert body["stream"] is True
 
-    def test_uses_the_newest_model_of_the_plan_when_none_is_named(self, function: ClaudeFunction) -> None:
-        assert function.call("POST", "/claude/stream", {"messages": HELLO}).status == 200
-        newest = function.call("GET", "/v1/models").json["data"][0]["id"]
-        assert json.loads(function.claude.exchanges[-1].body)["model"] == newest
+    def test_adds_no_event_to_an_answer_that_is_no_stream(self, function: ClaudeFunction) -> None:
+        """Asked for a stream, upstream may still answer with one JSON document."""
+        document = b'{"type":"message","model":"claude-haiku-4-5","usage":{"input_tokens":9,"output_tokens":3}}'
+        with ScriptedServer(answer(document, content_type="Application/JSON")) as server, function.upstream_at(server):
+            found = function.call("POST", "/claude/stream", {"messages": HELLO, "model": MODEL})
+        assert (found.status, found.body) == (200, document)
+        assert function.meter()["settled"] == 12
 
     def test_tells_the_usage_of_a_broken_answer_too(self, function: ClaudeFunction) -> None:
         form = {"messages": [{"role": "user", "content": "Hi [[fake truncate_after=2]]"}], "model": MODEL}
@@ -157,16 +164,24 @@ class TestModels:
         assert back["last_id"] == models[-2].id
         assert back["has_more"] is (limit < len(models) - 1)
 
-    def test_newest_come_first_and_retired_ones_never(self) -> None:
+    def test_newest_come_first(self, function: ClaudeFunction) -> None:
+        created = [model["created_at"] for model in function.call("GET", "/v1/models").json["data"]]
+        assert created == sorted(created, reverse=True)
+        models = list(load_catalog("default").models.values())
+        assert newest_first(models) == newest_first(reversed(models)) != models
+
+    def test_those_of_a_plan_keep_the_catalogs_order_and_retired_ones_are_not_among_them(self) -> None:
         catalog = load_catalog("default")
         plan, now = catalog.plan("pro"), datetime(2026, 11, 20, tzinfo=UTC)
-        models = served_models(catalog.models.values(), plan, now)
-        assert models == sorted(models, key=lambda model: model.created_at, reverse=True)
+        models = list(catalog.models.values())
+        served = served_models(models, plan, ANYBODY, now)
+        assert served == [model for model in models if model.id in plan.models]
+        assert served_models(reversed(models), plan, ANYBODY, now) == served[::-1]
         retiring = [model for model in catalog.models.values() if model.retires_at is not None]
         for model in retiring:
             assert model.retires_at is not None
             assert model_view(model)["lifecycle"] == "deprecated"
-            assert model not in served_models([model], plan, model.retires_at)
+            assert model not in served_models([model], plan, ANYBODY, model.retires_at)
 
 
 class TestKey:

@@ -15,6 +15,7 @@ from tests.support.clocks import FakeClock
 from tests.support.scripted_http import ScriptedServer, answer
 from tollgate.domain.errors import UpstreamBusyError, UpstreamUnavailableError
 from tollgate.providers.claude import (
+    MAX_PROVISIONAL,
     REUSE_SECONDS,
     ClaudeAnswer,
     ClaudeApi,
@@ -131,6 +132,26 @@ class TestWhatComesBack:
             assert time.monotonic() - began < 0.1
             found.close()
 
+    @pytest.mark.parametrize("count", [1, MAX_PROVISIONAL])
+    @pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints", "199 Later"])
+    def test_answers_that_only_announce_one_are_read_past(self, status: str, count: int) -> None:
+        early = f"HTTP/1.1 {status}\r\nLink: </x>\r\nContent-Length: 9\r\n\r\n".encode()
+        final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Final: yes\r\n\r\n{}"
+        with ScriptedServer(raw(early * count + final)) as server, api_for(server.url) as (api, _):
+            found = api.send(MODELS, 5)
+            assert (found.status, found.read(5), found.read(5)) == (200, b"{}", b"")
+            assert dict(found.headers) == {"content-length": "2", "x-final": "yes"}
+            found.close()
+
+    def test_an_endless_row_of_announcements_is_no_answer(self) -> None:
+        early = b"HTTP/1.1 102 Processing\r\n\r\n"
+        with (
+            ScriptedServer(raw(early * (MAX_PROVISIONAL + 1))) as server,
+            api_for(server.url) as (api, _),
+            pytest.raises(UpstreamLostError),
+        ):
+            api.send(MODELS, 5)
+
     def test_one_connection_serves_many_calls(self) -> None:
         connections: list[socket.socket] = []
         with (
@@ -194,8 +215,9 @@ class TestWhatIsKnownWhenItBreaks:
         with api_for(f"http://127.0.0.1:{port}") as (api, _), pytest.raises(UpstreamNotReachedError):
             api.send(MODELS, 5)
 
-    def test_no_such_host_was_not_reached(self) -> None:
-        with api_for("http://no-such-host.invalid") as (api, _), pytest.raises(UpstreamNotReachedError):
+    @pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
+    def test_no_such_host_was_not_reached(self, host: str) -> None:
+        with api_for(f"http://{host}") as (api, _), pytest.raises(UpstreamNotReachedError):
             api.send(MODELS, 5)
 
     def test_a_peer_that_does_not_speak_tls_was_not_reached(self) -> None:

@@ -157,6 +157,30 @@ def test_a_report_names_the_parameter_that_does_not_exist(world: World) -> None:
     assert world.reports.lines == [("secrets_unavailable", f"no such parameter, or an empty one: {PEPPER_NAME}")]
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "  {}\t", "\n{} \n"])
+def test_what_copying_left_around_a_secret_is_no_part_of_it(world: World, around: str) -> None:
+    """`echo key | aws ssm put-parameter` stores a line end, which no header can carry."""
+    world.server.behaviour = parameters({KEY_NAME: around.format(CANARY), PEPPER_NAME: "p"})
+    assert world.secrets.value(KEY_NAME) == CANARY
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\r\nx-evil: b", "a\x00b", "a\x7fb", "sk-世", "a\u2028b"])
+def test_a_secret_that_no_header_could_carry_is_refused_by_its_name(world: World, value: str) -> None:
+    world.server.behaviour = parameters({KEY_NAME: value, PEPPER_NAME: "p"})
+    with pytest.raises(UpstreamUnavailableError) as refusal:
+        world.secrets.value(KEY_NAME)
+    assert refusal.value.error_code == "secrets_unavailable"
+    assert world.reports.lines == [("secrets_unavailable", f"not one line of printable ASCII: {KEY_NAME}")]
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n", " \t\r\n "])
+def test_a_secret_of_nothing_but_space_is_an_empty_one(world: World, value: str) -> None:
+    world.server.behaviour = parameters({KEY_NAME: value, PEPPER_NAME: "p"})
+    with pytest.raises(UpstreamUnavailableError):
+        world.secrets.value(KEY_NAME)
+    assert world.reports.lines == [("secrets_unavailable", f"no such parameter, or an empty one: {KEY_NAME}")]
+
+
 def test_an_outage_costs_one_try_in_fifteen_seconds(world: World) -> None:
     world.secrets.value(KEY_NAME)
     world.server.behaviour = answer(b"{}", "400 Bad Request")

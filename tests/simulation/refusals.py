@@ -73,10 +73,15 @@ class Refusals:
         if process.sights:
             return process.sights
         self.oracle.seen["refused_from_memory"] += 1
-        now = datetime.fromtimestamp(process.readings[0], UTC)
-        period = period_at(self.scenario.period_kind, self.scenario.anchor_at, now)
-        item = self.oracle.network.table.find(user_pk(TENANT, user_id(request.user)), f"USAGE#{period.id}")
-        return [] if item is None else [(process.readings[-1], item)]
+        found = []
+        for reading in {process.readings[0], process.readings[-1]}:  # a period may have ended in between
+            now = datetime.fromtimestamp(reading, UTC)
+            period = period_at(self.scenario.period_kind, self.scenario.anchor_at, now)
+            pk = user_pk(TENANT, user_id(request.user))
+            item = self.oracle.network.table.find(pk, f"USAGE#{period.id}")
+            if item is not None:
+                found.append((process.readings[-1], item))
+        return found
 
     def _has_no_request(self, reading: float, item: Item) -> bool:
         return number(item, "req_remaining") < 1 and not _has_overdue(reading, item)

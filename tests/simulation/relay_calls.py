@@ -14,7 +14,8 @@ from tests.simulation.truth import Call
 from tollgate.domain.errors import QuotaExceededError, RateLimitedError, StoreUnavailableError, TollgateError
 from tollgate.domain.message_requests import parse_message_request
 from tollgate.domain.tokens import TokenCounts
-from tollgate.flows.relay_message import MessageCall, MessageRelay, Standing
+from tollgate.flows.message_calls import MessageCall, Standing
+from tollgate.flows.relay_message import MessageRelay
 from tollgate.providers.claude import UpstreamLostError, UpstreamNotReachedError, UpstreamRequest
 from tollgate.storage.requests import Requests
 
@@ -98,6 +99,11 @@ class RelayCall:
             self.call.settled_at = self.world.hub.now
 
     def _judge(self, error: QuotaExceededError | RateLimitedError, body: bytes) -> None:
+        if self.call.final is not None and not self.call.streamed and isinstance(error, QuotaExceededError):
+            # A whole answer that turned out larger than what was held for it: settled, and not delivered.
+            self.world.seen["refused_whole"] += 1
+            self._ended()
+            return
         if self.call.starts:
             self.world.oracle.report("refused_after_start", f"{self.process.name}: {error}")
         bound = self.world.model.weights.billable_prompt_bound(parse_message_request(body).prompt_bound_tokens)

@@ -164,7 +164,29 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     scenario = replace(
         scenario, requests=_draw_requests(rng, scenario, users), plan_changes=_draw_plan_changes(rng, scenario, users)
     )
-    return replace(scenario, requests=_with_keys(scenario))
+    scenario = replace(scenario, requests=_with_keys(scenario))
+    stormy = options.faults and crossing and len(plans) > 1 and rng.random() < 0.1
+    return _boundary_storm(rng, scenario) if stormy else scenario
+
+
+def _boundary_storm(rng: random.Random, scenario: Scenario) -> Scenario:
+    """Fast clocks open the next period's meter, slow ones change the plan in the last; then a herd finds it behind."""
+    boundary = scenario.boundary_seconds
+    assert boundary is not None
+    early = [replace(one, at_seconds=boundary - rng.uniform(1, 4.5)) for one in scenario.requests[::2]]
+    late = [replace(one, at_seconds=boundary + 5 + rng.random() * 0.02) for one in scenario.requests[1::2]]
+    changes = []
+    for user, first_id in enumerate(scenario.first_plan_ids):
+        at = boundary - rng.uniform(0, 3)
+        other = rng.choice([plan_id for plan_id in scenario.plans if plan_id != first_id])
+        changes.append(PlanChange(user, at, other, (at,)))
+    return replace(
+        scenario,
+        clock_error_seconds=5.0,
+        containers=0,
+        requests=tuple(sorted([*early, *late], key=lambda one: one.at_seconds)),
+        plan_changes=tuple(changes),
+    )
 
 
 def _start(rng: random.Random, period: UsagePeriod, span: float) -> float:

@@ -70,6 +70,9 @@ class LaterClock:
     def now_seconds(self) -> float:
         return self.seconds
 
+    def pause(self, wait_seconds: float) -> None:
+        time.sleep(wait_seconds)
+
 
 def sweep_at(gateway: Gateway, catalog: Path, seconds: float) -> SweepReport:
     """What the scheduled function does, at that time, on the stack's own table."""

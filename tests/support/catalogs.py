@@ -18,7 +18,7 @@ PLAN = {
 }
 
 
-def write_catalog(folder: Path, **plans: Mapping[str, int | str | None]) -> Path:
+def write_catalog(folder: Path, **plans: Mapping[str, int | str | list[str] | None]) -> Path:
     """A plans.toml with these plans, the first being the default; each says how it differs from PLAN (None: without).
 
     Returns the folder.

@@ -18,6 +18,7 @@ from dev.fake_claude import FakeClaude
 from functions.claude import app
 from tests.support.lambda_context import LambdaContext
 from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
+from tests.support.scripted_http import ScriptedServer
 from tests.support.user_pool import CLIENT_ID, ISSUER
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
 from tollgate.domain.principals import MaxTokensPolicy, Profile
@@ -117,6 +118,17 @@ class ClaudeFunction:
         )
         return secret
 
+    @contextmanager
+    def upstream_at(self, server: ScriptedServer) -> Iterator[None]:
+        """For a while upstream is a server of the test's own, as if the container had been started with it."""
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            end_container()
+            monkeypatch.setenv("UPSTREAM_BASE_URL", server.url)
+            try:
+                yield
+            finally:
+                end_container()
+
     def call(
         self,
         method: str,
@@ -195,6 +207,13 @@ class ClaudeFunction:
         return meter
 
 
+def end_container() -> None:
+    """The next call starts a new one."""
+    tools = app.url.__dict__.pop("tools", None)
+    if tools is not None:
+        tools.relay.upstream.close()
+
+
 @contextmanager
 def claude_function(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClaudeFunction]:
     """A fresh container: nothing is built, nothing is cached."""
@@ -215,10 +234,8 @@ def claude_function(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClaudeFunction]
             "MAX_BODY_BYTES": "200000",
         }.items():
             monkeypatch.setenv(name, value)
-        app.url.__dict__.pop("tools", None)  # a new container
+        end_container()
         try:
             yield ClaudeFunction(table, claude)
         finally:
-            tools = app.url.__dict__.pop("tools", None)
-            if tools is not None:
-                tools.relay.upstream.close()
+            end_container()

@@ -68,7 +68,7 @@ STREAMS = {
         + ended("tool_use", output_tokens_details={"thinking_tokens": 5})
         + STOP,
         Usage(counts(input_tokens=10, output_tokens=7), _MODEL, "fast", "standard", "us"),
-        delivered_bytes=24,
+        delivered_bytes=len(b'hm{\\"a\\":'),
     ),
     "cache writes split at the start, totals at the end": Recorded(
         started(

@@ -13,6 +13,8 @@ class TollgateError(Exception):
     """A request that is refused or cannot be served; carries what the caller may know."""
 
     error_code: str = "internal_error"
+    plan_id: str | None = None
+    """Whose plan it was, once that is known: for the log, never for the answer."""
 
     def __init__(self, public_message: str, *, error_code: str | None = None) -> None:
         super().__init__(public_message)

@@ -40,13 +40,21 @@ CITATION_FACTOR: Final = 4
 
 _BOUNDED_TOOLS: Final = re.compile(r"custom|(bash|text_editor|computer|memory|browser_toolset|computer_toolset)_\d{8}")
 _BOUNDED_EDITS: Final = re.compile(r"clear_(tool_uses|thinking)_\d{8}")
+_HOLD_BLOCKS: Final = frozenset({"content", "source", "tool_changes", "tool_references"})
+"""The fields by which content blocks stand in messages and in each other: `content` as a list or as one object."""
+_NESTED: Final = frozenset({dict, list})
 _UNBOUNDED_FIELDS: Final = ("compaction", "container", "fallbacks", "mcp_servers", "thread")
 
-_STRINGS: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_STRING_OR_CONSTANT: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(NaN|-?Infinity)', re.DOTALL)
+# Bodies are adversarial: every scan below is linear, on any bytes. So no pattern has a repeated group in it, and none
+# can fail late: a string that does not end reaches to the end of the text.
+_STRING: Final = re.compile(rb'"[^"]*"?')
+_STRING_OR_CONSTANT: Final = re.compile(r'"[^"]*"?|(NaN|-?Infinity)')
+_STEP_OF: Final = tuple(1 if bracket in b"[{" else -1 for bracket in range(256))
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_PAIR_OR_LONE: Final = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F])",
+)
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
 
@@ -85,41 +93,47 @@ class MessageRequest:
 
 def parse_message_request(body: bytes) -> MessageRequest:
     """Check a body. Raises InvalidRequestError, with the position where the text itself is wrong."""
-    fields = parse_object(body)
-    model = _required(fields, "model").value
+    text, places = _parse(body)
+    fields = {name: place.value for name, place in places.items()}
+    model = _required(fields, "model")
     if not isinstance(model, str) or not model:
         _refuse("model: must be a non-empty string")
     max_tokens = _required(fields, "max_tokens")
-    if type(max_tokens.value) is not int or not 0 <= max_tokens.value <= MAX_OUTPUT_TOKENS:
+    if type(max_tokens) is not int or not 0 <= max_tokens <= MAX_OUTPUT_TOKENS:
         _refuse(f"max_tokens: must be a whole number from 0 to {MAX_OUTPUT_TOKENS}")
-    stream = fields["stream"].value if "stream" in fields else False
+    stream = fields.get("stream", False)
     if stream is not None and not isinstance(stream, bool):
         _refuse("stream: must be true or false")
-    if not isinstance(_required(fields, "messages").value, list):
+    if not isinstance(_required(fields, "messages"), list):
         _refuse("messages: must be a list")
-    bound = _Bound(body, {name: field.value for name, field in fields.items()})
+    bound = _Bound(len(body), fields)
     return MessageRequest(
         body=body,
         model=model,
-        max_tokens=max_tokens.value,
+        max_tokens=max_tokens,
         stream=bool(stream),
         prompt_bound_tokens=bound.tokens,
         unbounded=tuple(sorted(bound.unbounded)),
-        thinking_budget_tokens=_thinking_budget(fields["thinking"].value if "thinking" in fields else None),
-        max_tokens_span=max_tokens.span,
+        thinking_budget_tokens=_thinking_budget(fields.get("thinking")),
+        max_tokens_span=_byte_span(text, places["max_tokens"]),
     )
 
 
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The top-level fields of a strict JSON object. Raises InvalidRequestError with the position of what is wrong."""
+    return {name: place.value for name, place in _parse(body)[1].items()}
+
+
 @dataclass(frozen=True, slots=True)
-class JsonField:
-    """A top-level field: its value, and where the value stands in the bytes."""
+class _Field:
+    """A top-level field: its value, and where the value stands in the text."""
 
     value: Any
-    span: tuple[int, int]
+    start: int
+    end: int
 
 
-def parse_object(body: bytes) -> dict[str, JsonField]:
-    """The top-level fields of a strict JSON object. Raises InvalidRequestError with the position of what is wrong."""
+def _parse(body: bytes) -> tuple[str, dict[str, _Field]]:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -128,7 +142,7 @@ def parse_object(body: bytes) -> dict[str, JsonField]:
     if _SURROGATE.search(body):
         _refuse_lone_surrogates(text)
     try:
-        return dict(_fields(text, len(text) == len(body)))
+        return text, dict(_fields(text))
     except json.JSONDecodeError as error:
         _refuse_json(f"{error.msg} at line {error.lineno}, column {error.colno} (character {error.pos})")
     except _ConstantError as error:
@@ -150,8 +164,11 @@ class _DuplicateKeyError(Exception):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _DuplicateKeyError(name)
+            seen.add(name)
     return found
 
 
@@ -166,7 +183,7 @@ def _no_constant(name: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def _fields(text: str, ascii_only: bool) -> Iterator[tuple[str, JsonField]]:
+def _fields(text: str) -> Iterator[tuple[str, _Field]]:
     """The top level, read one field at a time, because the decoder does not tell where a value stood."""
     at = _after_space(text, 0)
     _expect(text, at, "{", "Expecting an object")
@@ -183,7 +200,7 @@ def _fields(text: str, ascii_only: bool) -> Iterator[tuple[str, JsonField]]:
         _expect(text, at, ":", "Expecting ':' delimiter")
         start = _after_space(text, at + 1)
         value, end = _DECODER.raw_decode(text, start)
-        yield name, JsonField(value, (start, end) if ascii_only else _byte_span(text, start, end))
+        yield name, _Field(value, start, end)
         at = _after_space(text, end)
         ended = text[at : at + 1] == "}"
         if not ended:
@@ -204,42 +221,37 @@ def _expect(text: str, at: int, character: str, message: str) -> None:
         raise json.JSONDecodeError(message, text, at)
 
 
-def _byte_span(text: str, start: int, end: int) -> tuple[int, int]:
-    start_bytes = len(text[:start].encode())
-    return start_bytes, start_bytes + len(text[start:end].encode())
+def _byte_span(text: str, field: _Field) -> tuple[int, int]:
+    """[start, end) in bytes of a field of ASCII, such as a number. Encodes what stands before it."""
+    start = len(text[: field.start].encode())
+    return start, start + field.end - field.start
 
 
 def _refuse_deep(body: bytes) -> None:
     """Measured on the brackets outside of strings, so that the parser's own recursion is never what stops it."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    brackets = _STRINGS.sub(b"", body).translate(None, _NOT_BRACKETS)
-    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > MAX_DEPTH:
+    # Up to the first byte that is no JSON, where the parser stops, this sees the brackets that the parser sees.
+    structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    structure = structure.replace(b'""', b"")  # changes for no bracket whether it is in a string
+    depths = accumulate(map(_STEP_OF.__getitem__, _STRING.sub(b"", structure)))
+    if max(depths, default=0) > MAX_DEPTH:
         _refuse_json(f"nested more than {MAX_DEPTH} levels deep")
 
 
 def _refuse_lone_surrogates(text: str) -> None:
     """Half a surrogate pair is legal JSON and no character; what a parser makes of it differs."""
-    high_ends_at = -1
-    for escape in _ESCAPE.finditer(text):
-        code = int(escape[1], 16) if escape[1] else 0
-        low = 0xDC00 <= code <= 0xDFFF
-        if low != (high_ends_at == escape.start()):
-            break
-        high_ends_at = escape.end() if 0xD800 <= code <= 0xDBFF else -1
-        if high_ends_at != -1 and text[high_ends_at : high_ends_at + 2] != "\\u":
-            break
-    else:
-        return
-    _refuse_json(f"lone surrogate at character {escape.start()}")
+    for escape in _PAIR_OR_LONE.finditer(text.replace("\\\\", "__")):
+        if escape[1]:
+            _refuse_json(f"lone surrogate at character {escape.start()}")
 
 
 def _position_of_constant(text: str) -> int:
-    found = (match for match in _STRING_OR_CONSTANT.finditer(text) if match[1])
-    return next(found).start()
+    same_length = text.replace("\\\\", "__").replace('\\"', "__")
+    return next(match.start() for match in _STRING_OR_CONSTANT.finditer(same_length) if match[1])
 
 
-def _required(fields: dict[str, JsonField], name: str) -> JsonField:
+def _required(fields: dict[str, Any], name: str) -> Any:  # noqa: ANN401  any JSON
     if name not in fields:
         raise InvalidRequestError(f"{name}: field required", error_code="missing_field")
     return fields[name]
@@ -261,22 +273,25 @@ def _thinking_budget(thinking: object) -> int | None:
 class _Bound:
     """Walks what the model will see, adding up its bound and the names of what has none.
 
-    Only known containers are entered. Whatever else there is counts a token for each of its bytes, so a shape that
-    is not known here can make the bound too high, not too low.
+    Whatever there is counts a token for each of its bytes, so a shape that is not known here can make the bound too
+    high, not too low. What costs more than its bytes is looked for in every nested list and object, since containers
+    come and go with betas; only in the places where Claude takes content blocks does an image replace its own bytes.
     """
 
-    def __init__(self, body: bytes, request: dict[str, Any]) -> None:
-        self.tokens = BASE_TOKENS + len(body)
+    def __init__(self, body_bytes: int, request: dict[str, Any]) -> None:
+        self.tokens = BASE_TOKENS + body_bytes
         self.unbounded: set[str] = {name for name in _UNBOUNDED_FIELDS if request.get(name) not in (None, [], {})}
+        self._definitions: list[dict[str, Any]] = []
+        self._references: list[object] = []
         self._context_edits(request.get("context_management"))
         self._tools(request.get("tools"))
         output_config = request.get("output_config")
         if request.get("output_format") or (isinstance(output_config, dict) and output_config.get("format")):
             self.tokens += OUTPUT_FORMAT_TOKENS
-        self._blocks(request.get("system"))
-        for message in request["messages"]:
-            if isinstance(message, dict):
-                self._blocks(message.get("content"))
+        self._walk(request.get("tools"), takes_blocks=False)
+        self._walk(request.get("system"), takes_blocks=True)
+        self._walk(request["messages"], takes_blocks=True)
+        self._expand_references()
 
     def _context_edits(self, management: object) -> None:
         edits = management.get("edits") if isinstance(management, dict) else None
@@ -293,53 +308,55 @@ class _Bound:
 
     def _tool(self, tool: object) -> None:
         kind = _kind(tool) or "custom"
+        self.tokens += _hidden_tokens(kind)
         if not _BOUNDED_TOOLS.fullmatch(kind):
             self.unbounded.add(f"tool {_shown(kind)}")
-        elif "_toolset_" in kind:
-            self.tokens += TOOLSET_TOKENS
-        elif kind != "custom":
-            self.tokens += ANTHROPIC_TOOL_TOKENS
+        if isinstance(tool, dict):
+            self._definitions.append(tool)
 
-    def _blocks(self, blocks: object) -> None:
-        pending = list(blocks) if isinstance(blocks, list) else []
+    def _walk(self, root: object, *, takes_blocks: bool) -> None:
+        """Every list and object in `root`, each with whether it stands where blocks do, and in what is to be cited."""
+        pending: list[tuple[object, bool, bool]] = [(root, takes_blocks, False)]
         while pending:
-            block = pending.pop()
-            if not isinstance(block, dict):
-                continue
-            kind = _kind(block)
-            if kind == "image":
-                self._image(block.get("source"))
-            elif kind == "document":
-                pending.extend(self._document(block))
-            elif kind == "container_upload":
+            value, in_place, cited = pending.pop()
+            if isinstance(value, dict):
+                self._look_at(value, in_place)
+                cited = cited or _cites(value)
+                for name, each in value.items():
+                    if type(each) in _NESTED:
+                        pending.append((each, in_place and name in _HOLD_BLOCKS, cited))
+            elif isinstance(value, list):
+                pending.extend((each, in_place, cited) for each in value if type(each) in _NESTED)
+            if cited:
+                self.tokens += CITATION_FACTOR * _text_bytes(value)
+
+    def _look_at(self, block: dict[str, Any], in_place: bool) -> None:
+        """Adds what an object costs beyond its bytes, of whatever stands in it apart."""
+        match block.get("type"):
+            case "image" if in_place or isinstance(block.get("source"), dict):
+                self._image(block.get("source"), in_place)
+            case "document" if in_place or isinstance(block.get("source"), dict):
+                self._document(block.get("source"))
+            case "container_upload":
                 self.unbounded.add("container_upload")
-            elif kind == "tool_addition":
+            case "tool_addition":
                 self._tool_addition(block.get("tool"))
-            elif isinstance(block.get("content"), list):
-                pending.extend(block["content"])
+            case "tool_reference":
+                self._references.append(block.get("tool_name", block.get("name")))
 
-    def _image(self, source: object) -> None:
+    def _image(self, source: object, in_place: bool) -> None:
         self.tokens += IMAGE_TOKENS
-        if _kind(source) == "base64":
-            self.tokens -= _text_length(source, "data")
-        else:
+        if _kind(source) != "base64":
             self.unbounded.add(f"image from a {_shown(_kind(source))} source")
+        elif in_place:
+            self.tokens -= _text_length(source, "data")
 
-    def _document(self, block: dict[str, Any]) -> list[Any]:
-        """Adds what the document itself costs; returns the blocks inside it."""
-        source = block.get("source")
+    def _document(self, source: object) -> None:
         kind = _kind(source)
-        inner: list[Any] = []
         if kind == "base64":
             self.unbounded.add("PDF document")
-        elif kind == "content" and isinstance(source, dict) and isinstance(source.get("content"), list):
-            inner = source["content"]
         elif kind not in ("text", "content"):
             self.unbounded.add(f"document from a {_shown(kind)} source")
-        citations = block.get("citations")
-        if isinstance(citations, dict) and citations.get("enabled"):
-            self.tokens += CITATION_FACTOR * len(json.dumps(source, ensure_ascii=False).encode())
-        return inner
 
     def _tool_addition(self, tool: object) -> None:
         """A tool that joins in mid-conversation, named or defined in place."""
@@ -348,6 +365,40 @@ class _Bound:
             self._tool(tool.get("definition"))
         elif "mcp" in _kind(tool):
             self.unbounded.add(f"tool {_shown(_kind(tool))}")
+
+    def _expand_references(self) -> None:
+        """A reference of a few bytes puts the whole definition of a tool before the model, each time it stands there.
+
+        One that names no tool here counts as the largest.
+        """
+        if not self._references:
+            return
+        sizes: dict[object, int] = {}
+        for tool in self._definitions:
+            name = tool.get("name") if isinstance(tool.get("name"), str) else None
+            size = len(json.dumps(tool, ensure_ascii=False).encode()) + _hidden_tokens(_kind(tool) or "custom")
+            sizes[name] = max(size, sizes.get(name, 0))
+        largest = max(sizes.values(), default=0)
+        for name in self._references:
+            self.tokens += sizes.get(name, largest) if isinstance(name, str) else largest
+
+
+def _cites(block: dict[str, Any]) -> bool:
+    citations = block.get("citations")
+    return isinstance(citations, dict) and bool(citations.get("enabled"))
+
+
+def _text_bytes(value: object) -> int:
+    """UTF-8 bytes of the texts that stand in a value itself; no lone surrogate has come this far."""
+    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(len(text.encode()) for text in texts if isinstance(text, str))
+
+
+def _hidden_tokens(kind: str) -> int:
+    """What a tool of this kind costs beyond the bytes that define it."""
+    if kind == "custom":
+        return 0
+    return TOOLSET_TOKENS if "_toolset_" in kind else ANTHROPIC_TOOL_TOKENS
 
 
 def _kind(value: object) -> str:

@@ -15,7 +15,7 @@ from tollgate.domain.pricing import Model
 from tollgate.domain.principals import KeyLimits, Principal
 from tollgate.edge.errors import rfc3339
 from tollgate.edge.views import usage_view
-from tollgate.flows.relay_message import Relayed
+from tollgate.flows.message_calls import Relayed
 
 if TYPE_CHECKING:
     from tollgate.flows.current_usage import CurrentUsage
@@ -25,15 +25,19 @@ LARGEST_PAGE: Final = 1000
 
 
 def served_models(models: Iterable[Model], plan: Plan, principal: Principal, now: datetime) -> list[Model]:
-    """The models that plan and key allow and that are not retired, newest first, as Anthropic lists them."""
-    served = [
+    """The models that plan and key allow and that are not retired, in the order given."""
+    return [
         model
         for model in models
         if plan.allows_model(model.id)
         and principal.allows_model(model.id)
         and (model.retires_at is None or now < model.retires_at)
     ]
-    return sorted(served, key=lambda model: (model.created_at, model.id), reverse=True)
+
+
+def newest_first(models: Iterable[Model]) -> list[Model]:
+    """As Anthropic lists them."""
+    return sorted(models, key=lambda model: (model.created_at, model.id), reverse=True)
 
 
 def model_view(model: Model) -> dict[str, object]:

@@ -205,9 +205,9 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
         errors.UpstreamUnavailableError,
         HTTPStatus.SERVICE_UNAVAILABLE,
         "api_error",
-        ("upstream_unreachable", "upstream_error", "secrets_unavailable"),
-        "Claude could not be reached or had a fault of its own, or the gateway could not read its own secrets; "
-        "nothing was charged",
+        ("upstream_unreachable", "upstream_error", "secrets_unavailable", "sign_in_unavailable", "no_time_left"),
+        "Claude could not be reached or had a fault of its own, the gateway could not read its own secrets or the keys "
+        "that tokens are signed with, or it had no time left to ask; nothing was charged",
         "try again after `retry-after` seconds; the SDKs do so by themselves",
         retry_after_seconds=BUSY_RETRY_SECONDS,
     ),

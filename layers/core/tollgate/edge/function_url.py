@@ -7,7 +7,7 @@ since keys and access tokens come in the same header; what is refused before it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
@@ -58,12 +58,17 @@ class HttpRequest:
     reply: LambdaReply
     parameters: Mapping[str, str]
     """What the route's pattern took from the path."""
+    known: dict[str, str] = field(default_factory=dict)
+    """What a route finds out about its caller (`user_id`), for the log line of a refusal."""
 
     @property
     def query(self) -> dict[str, str]:
         """Decoded; of a name given twice the last value."""
         return dict(parse_qsl(self.raw_query, keep_blank_values=True))
 
+
+_OUR_KEY_FAULTS = ("secrets_unavailable",)
+"""What upstream says of a key of ours, the relay counts; one that cannot even be read or sent is known here."""
 
 Route = Callable[[HttpRequest], None]
 T = TypeVar("T", bound=Tools)
@@ -94,11 +99,12 @@ class FunctionUrl(Generic[T]):
         """The Lambda handler. None when the answer was streamed."""
         tools = self.tools
         reply = LambdaReply(context.aws_request_id, tools.clock)
+        known: dict[str, str] = {}
         try:
             route, parameters = self._find(event)
-            route(self._request(event, context, reply, parameters))
+            route(self._request(event, context, reply, parameters, known))
         except Exception as error:  # noqa: BLE001  the entry: whatever it is, the caller gets an answer
-            self._refuse(event, error, reply)
+            self._refuse(event, error, reply, known)
         return reply.result()
 
     def _find(self, event: Mapping[str, Any]) -> tuple[Route, dict[str, str]]:
@@ -115,7 +121,12 @@ class FunctionUrl(Generic[T]):
         raise NotFoundError("There is no such route.")
 
     def _request(
-        self, event: Mapping[str, Any], context: Context, reply: LambdaReply, parameters: dict[str, str]
+        self,
+        event: Mapping[str, Any],
+        context: Context,
+        reply: LambdaReply,
+        parameters: dict[str, str],
+        known: dict[str, str],
     ) -> HttpRequest:
         headers = {name.lower(): value for name, value in event.get("headers", {}).items()}
         if headers.get("content-encoding", "identity").strip().lower() != "identity":
@@ -130,14 +141,18 @@ class FunctionUrl(Generic[T]):
             deadline_at_seconds=self.tools.clock.now_seconds() + context.get_remaining_time_in_millis() / 1000,
             reply=reply,
             parameters=parameters,
+            known=known,
         )
 
-    def _refuse(self, event: Mapping[str, Any], error: Exception, reply: LambdaReply) -> None:
+    def _refuse(self, event: Mapping[str, Any], error: Exception, reply: LambdaReply, known: dict[str, str]) -> None:
         telemetry, clock = self.tools.telemetry, self.tools.clock
         status, headers, body = render(error, reply.request_id, now=datetime.fromtimestamp(clock.now_seconds(), UTC))
         facts: dict[str, str | int] = {"request_id": reply.request_id, "method": _method(event), "status": status}
+        facts |= known
         if isinstance(error, TollgateError):
-            telemetry.event("request_refused", error_code=error.error_code, **facts)
+            telemetry.event("request_refused", error_code=error.error_code, plan_id=error.plan_id, **facts)
+            if error.error_code in _OUR_KEY_FAULTS:
+                telemetry.measure({"UpstreamKeyFaults": 1})
         else:
             telemetry.failure("request_failed", error, **facts)
         if not reply.started:

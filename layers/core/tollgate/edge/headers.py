@@ -6,6 +6,7 @@ says who is behind the gateway: no credential, cookie, address, or account id of
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from tollgate.domain.errors import InvalidRequestError
 from tollgate.domain.ledger import Meter
 from tollgate.domain.plans import UNLIMITED, Plan
 from tollgate.edge.errors import rfc3339
-from tollgate.flows.relay_message import Standing
+from tollgate.flows.message_calls import Standing
 
 _REQUEST_PREFIXES: Final = ("anthropic-", "x-stainless-", "x-claude-code-")
-_REQUEST_NAMES: Final = frozenset({"accept", "content-type", "user-agent", "x-app"})
+_REQUEST_NAMES: Final = frozenset({"accept", "user-agent", "x-app"})
 # These choose the account of ours that is billed, or speak in the name of one.
 _OUR_ACCOUNT: Final = frozenset({"anthropic-organization-id", "anthropic-workspace-id", "anthropic-user-profile-id"})
 
@@ -30,6 +31,10 @@ _RESPONSE_NAMES: Final = frozenset(
 # Upstream's limits are shared by all callers of this deployment.
 _SHARED_LIMITS: Final = ("anthropic-ratelimit-", "anthropic-priority-", "anthropic-fast-")
 
+MAX_PASSED_DOWN_BYTES: Final = 8 * 1024
+"""Of upstream's headers. Status and headers must fit into 16 KB of JSON together, and ours are some 2 KB."""
+
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _QUERY: Final = re.compile(r"[!-~]*")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,128}")
@@ -40,7 +45,8 @@ WARNING_PERCENTS: Final = (95, 75)
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     """The caller's headers that upstream may see; names in lower case.
 
-    Raises InvalidRequestError for a value that HTTP cannot carry.
+    The body was read as JSON in UTF-8, so that is what upstream is told, whatever the caller wrote. Raises
+    InvalidRequestError for a value that HTTP cannot carry.
     """
     passed = {
         name: value
@@ -50,7 +56,7 @@ def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in passed.items():
         if not _FIELD_VALUE.fullmatch(value):
             raise InvalidRequestError(f"The header {name} holds characters that HTTP does not allow.")
-    return passed
+    return passed | {"content-type": "application/json"}
 
 
 def target_of(path: str, raw_query: str) -> str:
@@ -71,16 +77,23 @@ def idempotency_key_of(headers: Mapping[str, str]) -> str | None:
 
 
 def passed_down(upstream: Mapping[str, str], request_id: str) -> dict[str, str]:
-    """Upstream's headers that the caller may see, with our request id in place of upstream's."""
-    passed = {
-        name: value
-        for name, value in upstream.items()
-        if name in _RESPONSE_NAMES
-        or (name.startswith("anthropic-") and not name.startswith(_SHARED_LIMITS) and name not in _OUR_ACCOUNT)
-    }
-    passed["request-id"] = request_id
-    if "request-id" in upstream:
-        passed["x-upstream-request-id"] = upstream["request-id"]
+    """Upstream's headers that the caller may see, with our request id in place of upstream's.
+
+    One that HTTP or Lambda could not carry on stays here: the answer is paid for and must not fail for a header.
+    """
+    wanted = [name for name in upstream if name in _RESPONSE_NAMES]
+    wanted += [
+        name
+        for name in upstream
+        if name.startswith("anthropic-") and not name.startswith(_SHARED_LIMITS) and name not in _OUR_ACCOUNT
+    ]
+    offered = [("x-upstream-request-id", upstream.get("request-id", "")), *((name, upstream[name]) for name in wanted)]
+    passed, room_bytes = {"request-id": request_id}, MAX_PASSED_DOWN_BYTES
+    for name, value in offered:
+        size_bytes = len(json.dumps([name, value]))
+        if value and size_bytes <= room_bytes and _FIELD_NAME.fullmatch(name) and _FIELD_VALUE.fullmatch(value):
+            passed[name] = value
+            room_bytes -= size_bytes
     return passed
 
 

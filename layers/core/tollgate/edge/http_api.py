@@ -126,18 +126,31 @@ class HttpApi(APIGatewayHttpResolver, Generic[T]):
         address: str = self.current_event.raw_event["requestContext"]["http"]["sourceIp"]
         return address
 
+    def _known_user_id(self) -> str | None:
+        """For the log; a caller who is nobody is no reason to fail again."""
+        try:
+            return self.caller().user_id
+        except AuthenticationError:
+            return None
+
     def _refuse(self, error: Exception) -> Response[str]:
         if isinstance(error, RequestValidationError):
             error = _invalid_request(error.errors())
         request_id = self.lambda_context.aws_request_id
         now = datetime.fromtimestamp(self.tools.clock.now_seconds(), UTC)
         status, headers, body = render(error, request_id, now=now)
+        telemetry, user_id = self.tools.telemetry, self._known_user_id()
         if isinstance(error, TollgateError):
-            self.tools.telemetry.event(
-                "request_refused", request_id=request_id, status=status, error_code=error.error_code
+            telemetry.event(
+                "request_refused",
+                request_id=request_id,
+                status=status,
+                error_code=error.error_code,
+                user_id=user_id,
+                plan_id=error.plan_id,
             )
         else:
-            self.tools.telemetry.failure("request_failed", error, request_id=request_id, status=status)
+            telemetry.failure("request_failed", error, request_id=request_id, status=status, user_id=user_id)
         return Response(status, content_type=None, headers=dict(headers), body=body.decode())
 
     def _refuse_route(self, _: powertools_errors.NotFoundError) -> Response[str]:

@@ -13,12 +13,13 @@ from typing import Any
 from tollgate.domain.sources import Clock
 from tollgate.edge.errors import error_event
 from tollgate.edge.headers import passed_down, standing_headers
-from tollgate.flows.relay_message import Standing
+from tollgate.flows.message_calls import Standing
+from tollgate.providers.claude_stream import is_event_stream
 from tollgate_runtime import Response
 
 
 class LambdaReply:
-    """`tollgate.flows.relay_message.Reply` on Lambda. A caller that went away is remembered, never raised."""
+    """`tollgate.flows.message_calls.Reply` on Lambda. A caller that went away is remembered, never raised."""
 
     def __init__(self, request_id: str, clock: Clock) -> None:
         self.request_id = request_id
@@ -39,7 +40,7 @@ class LambdaReply:
 
     def start(self, status: int, headers: Mapping[str, str], standing: Standing) -> None:
         """A relayed answer: upstream's headers as far as they may pass, and the caller's own."""
-        self._event_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._event_stream = is_event_stream(headers)
         self._open(status, passed_down(headers, self.request_id) | self._standing_headers(standing))
 
     def pass_down(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -34,7 +34,7 @@ def message_body(form: bytes, default_model: Callable[[], str]) -> bytes:
 
     Raises InvalidRequestError.
     """
-    fields = {name: field.value for name, field in parse_object(form).items()}
+    fields = parse_object(form)
     if unknown := sorted(fields.keys() - _FIELDS):
         _refuse(f"{unknown[0][:60]}: no such field; there are {', '.join(sorted(_FIELDS))}")
     messages = _messages(fields.get("messages"))

@@ -9,11 +9,12 @@ All I/O goes through the collaborators given; `tests/simulation` drives this ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from tollgate.domain.errors import (
     InvalidRequestError,
@@ -26,15 +27,17 @@ from tollgate.domain.errors import (
     TollgateError,
     UpstreamUnavailableError,
 )
-from tollgate.domain.ledger import Ask, Grant, Meter, MeterKey, Settled, Settlement, charge_for_unknown_end
+from tollgate.domain.ledger import Ask, Grant, MeterKey
 from tollgate.domain.message_requests import MessageRequest, parse_message_request
 from tollgate.domain.periods import period_at
-from tollgate.domain.pricing import Model, cost_picousd
+from tollgate.domain.plans import Plan
+from tollgate.domain.pricing import Model
 from tollgate.domain.principals import Account, MaxTokensPolicy, Principal
 from tollgate.domain.sources import Clock
-from tollgate.domain.tokens import TokenCounts
-from tollgate.domain.usage import Usage, UsageEntry
+from tollgate.domain.usage import Usage
 from tollgate.flows.ledger import Ledger
+from tollgate.flows.message_calls import Admission, Journal, MessageCall, Relayed, Reply
+from tollgate.flows.settle_message import OpenCall, release
 from tollgate.providers.claude import (
     Upstream,
     UpstreamAnswer,
@@ -49,9 +52,10 @@ from tollgate.providers.claude_stream import (
     MessageStarted,
     StreamBroken,
     StreamReader,
+    is_event_stream,
     usage_of_message,
 )
-from tollgate.storage.requests import RequestOutcome, RequestRecord, Requests
+from tollgate.storage.requests import RequestOutcome, Requests
 
 if TYPE_CHECKING:
     from tollgate.catalog.loader import Catalog
@@ -68,68 +72,10 @@ COVERED_BYTES_PER_TOKEN: Final = 3
 MAX_WHOLE_BYTES: Final = 16 * 1024 * 1024
 """An answer that is not streamed is held in memory; 128,000 tokens are less than 1 MB."""
 MAX_ERROR_BYTES: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class MessageCall:
-    """One authenticated request for a message."""
-
-    request_id: str
-    principal: Principal
-    body: bytes
-    """The JSON body as it came."""
-    deadline_at_seconds: float
-    """When this function is killed, epoch seconds."""
-    target: str = "/v1/messages"
-    """Path and query for upstream."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """For upstream, already filtered (`tollgate.edge.headers.forwarded`)."""
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where the caller stands, for the headers of an answer."""
-
-    account: Account
-    meter: Meter
-
-
-class Reply(Protocol):
-    """The answer to the caller. No method raises because the caller went away: the relay goes on to settle."""
-
-    def start(self, status: int, headers: Mapping[str, str], standing: Standing) -> None:
-        """Once, before anything else: status and upstream's headers (lower-case names, unfiltered)."""
-
-    def write(self, data: bytes) -> None:
-        """Bytes for the caller, passed on at once."""
-
-    def write_error(self, error: Exception) -> None:
-        """An error of ours, inside an event stream that has started."""
-
-
-class Journal(Protocol):
-    """Where outcomes are told: `tollgate.telemetry.Telemetry`, or nowhere in the simulator."""
-
-    def event(self, name: str, **fields: str | int | bool | None) -> None: ...
-
-    def failure(self, name: str, error: BaseException, **fields: str | int | bool | None) -> None: ...
-
-    def measure(self, values: Mapping[str, int], *, plan_id: str | None = None, model: str | None = None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Relayed:
-    """How a relayed call ended and what was booked."""
-
-    outcome: RequestOutcome
-    estimated: bool
-    usage: Usage
-    charged_tokens: int
-    written_off_tokens: int
-    cost_picousd: int
-    standing: Standing
-    """After the settlement, as far as known."""
+MAX_ID_CHARACTERS: Final = 128
+"""Of upstream's request id, as it is kept."""
+MAX_NAMED_SHAPES: Final = 8
+"""Of those without a bound, in the text of a refusal; a request may have any number."""
 
 
 class MessageRelay:
@@ -165,7 +111,10 @@ class MessageRelay:
         began_at_seconds = self.clock.now_seconds()
         request = parse_message_request(call.body)
         admission = self._admit(call, request, began_at_seconds)
-        return _Exchange(self, call, reply, admission, began_at_seconds).run()
+        with _refusals_of(admission.account.plan):
+            relayed = _Exchange(self, call, reply, admission, began_at_seconds).run()
+        self.note_use(call.principal)
+        return relayed
 
     def model_named(self, name: str) -> Model:
         """A model for pricing: one that nobody has priced counts as the dearest."""
@@ -174,25 +123,28 @@ class MessageRelay:
             self.journal.event("unpriced_model_served", model=name)
         return model or self.catalog.dearest_model
 
-    def _admit(self, call: MessageCall, request: MessageRequest, now_seconds: float) -> _Admission:
+    def _admit(self, call: MessageCall, request: MessageRequest, now_seconds: float) -> Admission:
         stale = False
         for _ in range(ADMISSION_ROUNDS):
             account = self.accounts.find(call.principal, fresh=stale)
-            model = self._check(account, call.principal, request)
-            output_tokens = _allowed_output(account, call.principal, request)
-            period = period_at(
-                account.plan.period_kind, account.profile.anchor_at, datetime.fromtimestamp(now_seconds, UTC)
-            )
-            ask = _ask(call, account, model, request, output_tokens)
             try:
-                grant = self.ledger.reserve(account, MeterKey(account.tenant_id, account.user_id, period), ask)
+                with _refusals_of(account.plan):
+                    return self._admit_to(account, call, request, now_seconds)
             except StaleAccountError:
                 stale = True
-                continue
-            if grant.output_tokens < ask.output_tokens:
-                output_tokens = grant.output_tokens
-            return self._admission(account, model, request, grant, output_tokens)
         raise StoreUnavailableError("The plan of this account is being changed. Try again.")
+
+    def _admit_to(self, account: Account, call: MessageCall, request: MessageRequest, now_seconds: float) -> Admission:
+        model = self._check(account, call.principal, request)
+        output_tokens = _allowed_output(account, call.principal, request)
+        period = period_at(
+            account.plan.period_kind, account.profile.anchor_at, datetime.fromtimestamp(now_seconds, UTC)
+        )
+        ask = _ask(call, account, model, request, output_tokens)
+        grant = self.ledger.reserve(account, MeterKey(account.tenant_id, account.user_id, period), ask)
+        if grant.output_tokens < ask.output_tokens:
+            output_tokens = grant.output_tokens
+        return self._admission(account, model, request, grant, output_tokens)
 
     def _check(self, account: Account, principal: Principal, request: MessageRequest) -> Model:
         """Everything a plan and a key decide before any write."""
@@ -219,43 +171,32 @@ class MessageRelay:
         if plan.hard and request.unbounded:
             raise InvalidRequestError(
                 f"The {plan.name} plan has a hard quota and takes only requests whose cost is bounded before the call."
-                f" This one contains: {', '.join(request.unbounded)}. {plan.upgrade_message}".rstrip(),
+                f" This one contains: {_listed(request.unbounded)}. {plan.upgrade_message}".rstrip(),
                 error_code="unbounded_request",
             )
         return model
 
     def _admission(
         self, account: Account, model: Model, request: MessageRequest, grant: Grant, output_tokens: int
-    ) -> _Admission:
+    ) -> Admission:
         body = request.body
         if output_tokens < request.max_tokens:
             try:
                 body = request.with_max_tokens(output_tokens)
             except InvalidRequestError:
-                self.release(grant)
+                release(self.ledger, self.journal, grant)
                 raise
-        return _Admission(account, model, grant, output_tokens, body, request.stream)
-
-    def release(self, grant: Grant) -> Settled | None:
-        """Give a reservation back; None when the table did not answer and the sweep has to."""
-        try:
-            return self.ledger.release(grant)
-        except StoreUnavailableError as error:
-            self.journal.failure("release_left_to_sweep", error, period_id=grant.key.period.id)
-            return None
+        return Admission(account, model, grant, output_tokens, body, request.stream)
 
 
-@dataclass(frozen=True, slots=True)
-class _Admission:
-    """A call that may go up."""
-
-    account: Account
-    model: Model
-    grant: Grant
-    output_tokens: int
-    """What `max_tokens` in `body` says."""
-    body: bytes
-    streamed: bool
+@contextmanager
+def _refusals_of(plan: Plan) -> Iterator[None]:
+    """Whatever is refused in here is refused to somebody on this plan."""
+    try:
+        yield
+    except TollgateError as error:
+        error.plan_id = plan.id
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,49 +211,68 @@ class _Exchange:
     """One admitted call on its way up and down."""
 
     def __init__(
-        self, relay: MessageRelay, call: MessageCall, reply: Reply, admission: _Admission, began_at_seconds: float
+        self, relay: MessageRelay, call: MessageCall, reply: Reply, admission: Admission, began_at_seconds: float
     ) -> None:
         self._relay = relay
         self._call = call
         self._reply = reply
         self._admission = admission
-        self._grant = admission.grant
+        self._open = OpenCall(
+            call,
+            admission,
+            began_at_seconds,
+            ledger=relay.ledger,
+            requests=relay.requests,
+            clock=relay.clock,
+            journal=relay.journal,
+            model_named=relay.model_named,
+        )
         self._weights = admission.model.weights
-        self._began_at_seconds = began_at_seconds
         self._soft_deadline_seconds = call.deadline_at_seconds - SOFT_DEADLINE_SECONDS
         self._reader = StreamReader()
-        self._first_byte_at_seconds: float | None = None
-        self._upstream_request_id: str | None = None
+        self._may_have_cost = False
+        """Something went up, and nobody said that it was not processed."""
         self._prompt_tokens: int | None = None
         """Billable, once message_start told."""
         self._upstream_error = False
         self._refused_top_up: QuotaExceededError | None = None
-        self._models: dict[str, Model] = {}
-        self._covered_tokens = self._grant.output_tokens
+        self._covered_tokens = admission.grant.output_tokens
         """Output tokens the reservation pays for so far."""
         self._top_up_at_tokens = self._next_top_up()
 
     def run(self) -> Relayed:
-        answer = self._send()
+        """Whatever breaks, a fault of our own included: what is held for the call does not stay held."""
         try:
-            self._upstream_request_id = answer.headers.get("request-id")
-            if answer.status >= 300:
-                return self._pass_refusal(answer)
-            if answer.headers.get("content-type", "").startswith("text/event-stream"):
-                return self._pass_stream(answer)
-            return self._pass_whole(answer)
-        finally:
-            answer.close()
+            answer = self._send()
+            try:
+                return self._pass(answer)
+            finally:
+                answer.close()
+        except Exception:
+            if not self._open.ended:
+                self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        if self._may_have_cost:
+            self._finish_as_known(RequestOutcome.TRUNCATED)
+        else:
+            self._open.release()
 
     # ---- up
 
     def _send(self) -> UpstreamAnswer:
         call = self._call
+        if self._seconds_left() <= 0:
+            raise UpstreamUnavailableError(
+                "There was no time left to ask Claude. Nothing was charged; try again.", error_code="no_time_left"
+            )
         request = UpstreamRequest("POST", call.target, call.headers, self._admission.body)
+        self._may_have_cost = True
         try:
             return self._relay.upstream.send(request, self._seconds_left())
         except UpstreamNotReachedError as error:
-            self._relay.release(self._grant)
+            self._may_have_cost = False
             self._relay.journal.failure("upstream_not_reached", error, request_id=call.request_id)
             raise UpstreamUnavailableError(
                 "Claude could not be reached. Nothing was charged; try again.", error_code="upstream_unreachable"
@@ -320,8 +280,17 @@ class _Exchange:
         except UpstreamLostError as error:
             self._fail(error)
         except TollgateError:  # our own credential could not be had
-            self._relay.release(self._grant)
+            self._may_have_cost = False
             raise
+
+    def _pass(self, answer: UpstreamAnswer) -> Relayed:
+        self._open.upstream_request_id = answer.headers.get("request-id", "")[:MAX_ID_CHARACTERS] or None
+        if answer.status >= 300:
+            self._may_have_cost = False
+            return self._pass_refusal(answer)
+        if is_event_stream(answer.headers):
+            return self._pass_stream(answer)
+        return self._pass_whole(answer)
 
     def _pass_refusal(self, answer: UpstreamAnswer) -> Relayed:
         """Upstream said no before generating anything: nothing is charged, and the request does not count."""
@@ -330,21 +299,20 @@ class _Exchange:
             refusal = refusal_of(answer.status, body)
         except UpstreamLostError:
             refusal = upstream_fault()
-        settled = self._relay.release(self._grant)
+        standing = self._open.standing(self._open.release())
         self._relay.journal.event(
             "message_refused_upstream",
             request_id=self._call.request_id,
-            user_id=self._grant.key.user_id,
+            user_id=self._admission.account.user_id,
             model=self._admission.model.id,
             upstream_status=answer.status,
-            upstream_request_id=self._upstream_request_id,
+            upstream_request_id=self._open.upstream_request_id,
             error_code=None if refusal is None else refusal.error_code,
-            duration_ms=self._milliseconds_since_begin(),
+            duration_ms=self._open.milliseconds_since_begin(),
         )
         if refusal is not None:
             self._relay.journal.measure({_METRIC_OF_REFUSAL.get(refusal.error_code, "UpstreamFaults"): 1})
             raise refusal
-        standing = self._standing(settled)
         self._reply.start(answer.status, answer.headers, standing)
         self._reply.write(body)
         return Relayed(RequestOutcome.REFUSED, False, Usage(), 0, 0, 0, standing)
@@ -357,15 +325,28 @@ class _Exchange:
             body = self._collect(answer, MAX_WHOLE_BYTES)
         except UpstreamLostError as error:
             self._fail(error)
-        self._first_byte_at_seconds = self._relay.clock.now_seconds()
+        self._open.first_byte_at_seconds = self._relay.clock.now_seconds()
         usage = usage_of_message(body)
         if usage is None:
             relayed = self._finish_unknown(RequestOutcome.TRUNCATED)
         else:
-            relayed = self._finish_known(RequestOutcome.COMPLETE, usage)
+            stop = self._cover_whole(usage)
+            relayed = self._open.finish_known(stop.outcome if stop else RequestOutcome.COMPLETE, usage)
+            if stop is not None:
+                raise stop.error
         self._reply.start(answer.status, answer.headers, relayed.standing)
         self._reply.write(body)
         return relayed
+
+    def _cover_whole(self, usage: Usage) -> _Stop | None:
+        """A hard quota pays for the whole of an answer or does not deliver it."""
+        reservation = self._open.grant.reservation
+        if self._open.billable_prompt_tokens(usage) > reservation.prompt_bound_tokens:
+            self._relay.journal.measure({"PromptAboveBound": 1})
+        excess_tokens = self._open.billable_tokens(usage) - reservation.amount_tokens
+        if self._admission.account.plan.hard and excess_tokens > 0:
+            return self._top_up(excess_tokens)
+        return None
 
     def _collect(self, answer: UpstreamAnswer, most_bytes: int) -> bytes:
         body = bytearray()
@@ -378,7 +359,7 @@ class _Exchange:
     # ---- down, as it comes
 
     def _pass_stream(self, answer: UpstreamAnswer) -> Relayed:
-        self._reply.start(answer.status, answer.headers, self._standing(None))
+        self._reply.start(answer.status, answer.headers, self._open.standing())
         stop = self._pump(answer)
         if stop is not None:
             self._reply.write_error(stop.error)
@@ -387,9 +368,7 @@ class _Exchange:
         outcome = stop.outcome if stop else RequestOutcome.COMPLETE
         if stop is None and self._upstream_error:
             outcome = RequestOutcome.UPSTREAM_ERROR
-        if self._reader.usage_is_final:
-            return self._finish_known(outcome, self._reader.usage)
-        return self._finish_unknown(outcome)
+        return self._finish_as_known(outcome)
 
     def _pump(self, answer: UpstreamAnswer) -> _Stop | None:
         """Pass bytes until the end; None: upstream ended the answer itself, well or with an error of its own."""
@@ -404,8 +383,8 @@ class _Exchange:
                 return self._ended_early()
             if not chunk:
                 return self._ended_early()
-            if self._first_byte_at_seconds is None:
-                self._first_byte_at_seconds = self._relay.clock.now_seconds()
+            if self._open.first_byte_at_seconds is None:
+                self._open.first_byte_at_seconds = self._relay.clock.now_seconds()
             between_events = reader.between_events
             stop = self._look(chunk)
             if stop is not None:
@@ -441,10 +420,14 @@ class _Exchange:
             return self._cover_output()
         return None
 
-    def _cover_prompt(self, usage: Usage) -> _Stop | None:
+    def _cover_prompt(self, usage: Usage | None) -> _Stop | None:
         """The true prompt is known: when it is larger than the bound, reserve the rest or stop."""
-        self._prompt_tokens = self._billable(replace(usage, entries=_without_output(usage.entries)))
-        excess_tokens = self._prompt_tokens - self._grant.reservation.prompt_bound_tokens
+        if usage is None:
+            self._prompt_tokens = None
+            return None
+        covered_tokens = max(self._open.grant.reservation.prompt_bound_tokens, self._prompt_tokens or 0)
+        self._prompt_tokens = self._open.billable_prompt_tokens(usage)
+        excess_tokens = self._prompt_tokens - covered_tokens
         if excess_tokens > 0:
             self._relay.journal.measure({"PromptAboveBound": 1})
             stop = self._top_up(excess_tokens)
@@ -452,14 +435,14 @@ class _Exchange:
                 return stop
         if self._top_up_at_tokens is not None:
             # A prompt below its bound leaves room for output that need not be topped up.
-            room_tokens = self._grant.reservation.amount_tokens - self._prompt_tokens
+            room_tokens = self._open.grant.reservation.amount_tokens - self._prompt_tokens
             self._covered_tokens = max(self._covered_tokens, self._weights.affordable_output(room_tokens))
             self._top_up_at_tokens = self._next_top_up()
         return None
 
     def _top_up(self, extra_tokens: int) -> _Stop | None:
         try:
-            self._grant = self._relay.ledger.top_up(self._grant, extra_tokens)
+            self._open.grant = self._relay.ledger.top_up(self._open.grant, extra_tokens)
         except QuotaExceededError as error:
             return _Stop(RequestOutcome.OVER_QUOTA, error)
         except StoreUnavailableError as error:
@@ -506,171 +489,19 @@ class _Exchange:
         self._finish_unknown(RequestOutcome.DEADLINE if late else RequestOutcome.TRUNCATED)
         raise (_deadline_error() if late else _lost_error()) from cause
 
-    def _finish_known(self, outcome: RequestOutcome, usage: Usage) -> Relayed:
-        settlement = Settlement(
-            used_tokens=self._billable(usage), counts=usage.counts, cost_picousd=self._cost_picousd(usage)
-        )
-        return self._finish(outcome, usage, settlement, estimated=False)
+    def _finish_as_known(self, outcome: RequestOutcome) -> Relayed:
+        if self._reader.usage_is_final:
+            return self._open.finish_known(outcome, self._reader.usage)
+        # To its caller an answer may be whole that is none to us.
+        return self._finish_unknown(RequestOutcome.TRUNCATED if outcome is RequestOutcome.COMPLETE else outcome)
 
     def _finish_unknown(self, outcome: RequestOutcome) -> Relayed:
-        """The provider's final counts never came: the plan's rule decides, on what is known to have passed."""
-        reported = self._reader.usage
-        delivered_tokens = max(
-            self._reader.delivered_bytes // CHARGED_BYTES_PER_TOKEN, self._reader.reported_output_tokens
-        )
-        prompt_tokens = self._prompt_tokens
-        if prompt_tokens is None:
-            prompt_tokens = self._grant.reservation.prompt_bound_tokens
-        used, written_off = charge_for_unknown_end(
-            self._admission.account.plan.expiry_policy,
-            self._grant.reservation,
-            prompt_tokens,
-            prompt_tokens + self._weights.billable_output(self._admission.output_tokens),
-            self._weights.billable_output(delivered_tokens),
-        )
-        usage = replace(reported, entries=_with_output(reported.entries, delivered_tokens))
-        settlement = Settlement(used, written_off, usage.counts, self._cost_picousd(usage))
-        return self._finish(outcome, usage, settlement, estimated=True)
-
-    def _finish(self, outcome: RequestOutcome, usage: Usage, settlement: Settlement, *, estimated: bool) -> Relayed:
-        settled = self._settle(settlement)
-        relayed = Relayed(
-            outcome=outcome,
-            estimated=estimated,
-            usage=usage,
-            charged_tokens=settled.charged_tokens if settled else settlement.used_tokens,
-            written_off_tokens=settled.written_off_tokens if settled else settlement.written_off_tokens,
-            cost_picousd=settlement.cost_picousd,
-            standing=self._standing(settled),
-        )
-        record = self._record(relayed)
-        try:
-            self._relay.requests.put(record)
-        except StoreUnavailableError as error:
-            self._relay.journal.failure("request_not_recorded", error, request_id=record.request_id)
-        self._tell(relayed, record, late=settled is not None and settled.late)
-        self._relay.note_use(self._call.principal)
-        return relayed
-
-    def _settle(self, settlement: Settlement) -> Settled | None:
-        """None when the table did not answer: the sweep then ends the reservation, visibly."""
-        try:
-            return self._relay.ledger.settle(self._grant, settlement)
-        except StoreUnavailableError as error:
-            self._relay.journal.failure(
-                "settlement_left_to_sweep",
-                error,
-                request_id=self._call.request_id,
-                user_id=self._grant.key.user_id,
-                period_id=self._grant.key.period.id,
-                billable_tokens=settlement.used_tokens,
-            )
-            self._relay.journal.measure({"SettlementLeftToSweep": 1})
-            return None
-
-    def _record(self, relayed: Relayed) -> RequestRecord:
-        usage, counts = relayed.usage, relayed.usage.counts
-        first_byte, began_at = self._first_byte_at_seconds, datetime.fromtimestamp(self._began_at_seconds, UTC)
-        price = self._model_of(usage, UsageEntry(counts)).price_row(counts.prompt_tokens, began_at)
-        return RequestRecord(
-            tenant_id=self._grant.key.tenant_id,
-            user_id=self._grant.key.user_id,
-            request_id=self._call.request_id,
-            reservation_id=self._grant.reservation.id,
-            credential_id=self._call.principal.credential_id,
-            period_id=self._grant.key.period.id,
-            plan_id=self._admission.account.plan.id,
-            began_at=began_at,
-            duration_ms=self._milliseconds_since_begin(),
-            first_byte_ms=None if first_byte is None else int((first_byte - self._began_at_seconds) * 1000),
-            model=self._admission.model.id,
-            served_model=usage.model,
-            outcome=relayed.outcome,
-            estimated=relayed.estimated,
-            counts=counts,
-            prompt_tokens=counts.prompt_tokens,
-            price_from=price.effective_from,
-            price_max_prompt_tokens=price.max_prompt_tokens,
-            charged_tokens=relayed.charged_tokens,
-            written_off_tokens=relayed.written_off_tokens,
-            cost_picousd=relayed.cost_picousd,
-            streamed=self._admission.streamed,
-            speed=usage.speed,
-            service_tier=usage.service_tier,
-            inference_geo=usage.inference_geo,
-            web_searches=usage.web_searches,
-            web_fetches=usage.web_fetches,
-            upstream_request_id=self._upstream_request_id,
-        )
-
-    def _tell(self, relayed: Relayed, record: RequestRecord, *, late: bool) -> None:
-        counts = record.counts
-        self._relay.journal.event(
-            "message_relayed",
-            request_id=record.request_id,
-            tenant_id=record.tenant_id,
-            user_id=record.user_id,
-            credential=self._call.principal.credential.value,
-            credential_id=record.credential_id,
-            plan_id=record.plan_id,
-            period_id=record.period_id,
-            model=record.model,
-            outcome=record.outcome.value,
-            estimated=record.estimated,
-            late=late,
-            streamed=record.streamed,
-            input_tokens=counts.input_tokens,
-            output_tokens=counts.output_tokens,
-            cache_write_5m_tokens=counts.cache_write_5m_tokens,
-            cache_write_1h_tokens=counts.cache_write_1h_tokens,
-            cache_read_tokens=counts.cache_read_tokens,
-            charged_tokens=record.charged_tokens,
-            written_off_tokens=record.written_off_tokens,
-            remaining_tokens=relayed.standing.meter.remaining_tokens,
-            cost_picousd=record.cost_picousd,
-            first_byte_ms=record.first_byte_ms,
-            duration_ms=record.duration_ms,
-            upstream_request_id=record.upstream_request_id,
-            client_session_id=self._call.headers.get("x-claude-code-session-id"),
-        )
-
-    # ---- figures
+        reader = self._reader
+        delivered_tokens = max(reader.delivered_bytes // CHARGED_BYTES_PER_TOKEN, reader.reported_output_tokens)
+        return self._open.finish_unknown(outcome, reader.usage, self._prompt_tokens, delivered_tokens)
 
     def _seconds_left(self) -> float:
         return self._soft_deadline_seconds - self._relay.clock.now_seconds()
-
-    def _milliseconds_since_begin(self) -> int:
-        return int((self._relay.clock.now_seconds() - self._began_at_seconds) * 1000)
-
-    def _standing(self, settled: Settled | None) -> Standing:
-        meter = settled.meter if settled is not None else None
-        return Standing(self._admission.account, meter or self._grant.meter)
-
-    def _model_of(self, usage: Usage, entry: UsageEntry) -> Model:
-        name = entry.model or usage.model
-        if name is None:
-            return self._admission.model
-        if name not in self._models:
-            self._models[name] = self._relay.model_named(name)
-        return self._models[name]
-
-    def _billable(self, usage: Usage) -> int:
-        return sum(self._model_of(usage, entry).weights.billable_tokens(entry.counts) for entry in usage.entries)
-
-    def _cost_picousd(self, usage: Usage) -> int:
-        began_at = datetime.fromtimestamp(self._began_at_seconds, UTC)
-        return sum(
-            cost_picousd(
-                self._model_of(usage, entry),
-                entry.counts,
-                began_at,
-                speed=usage.speed,
-                service_tier=usage.service_tier,
-                inference_geo=usage.inference_geo,
-                web_searches=0 if position else usage.web_searches,
-            )
-            for position, entry in enumerate(usage.entries)
-        )
 
 
 _METRIC_OF_REFUSAL: Final = {"upstream_unavailable": "UpstreamKeyFaults", "upstream_busy": "UpstreamBusy"}
@@ -705,14 +536,9 @@ def _ask(call: MessageCall, account: Account, model: Model, request: MessageRequ
     )
 
 
-def _without_output(entries: tuple[UsageEntry, ...]) -> tuple[UsageEntry, ...]:
-    return tuple(replace(entry, counts=replace(entry.counts, output_tokens=0)) for entry in entries)
-
-
-def _with_output(entries: tuple[UsageEntry, ...], output_tokens: int) -> tuple[UsageEntry, ...]:
-    """Put an estimate in place of output counts that were never final."""
-    first, *others = _without_output(entries) or (UsageEntry(TokenCounts()),)
-    return (replace(first, counts=replace(first.counts, output_tokens=output_tokens)), *others)
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - MAX_NAMED_SHAPES
+    return ", ".join(names[:MAX_NAMED_SHAPES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _lost_error() -> TollgateError:

@@ -11,6 +11,7 @@ import select
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ REUSE_SECONDS: Final = 20
 into such a connection is lost without anybody knowing whether it was processed; so stay far below any peer's own
 limit (60 s and more at the usual load balancers)."""
 CHUNK_BYTES: Final = 64 * 1024
+MAX_PROVISIONAL: Final = 16
+"""Answers before the answer (102, 103, …) that are read past; more are a peer that never answers."""
 
 _BEARER_SINCE: Final = "2026-10-21"
 """From this API version on Anthropic's own clients send the key as a bearer token, before it as `x-api-key`."""
@@ -63,7 +66,8 @@ class UpstreamAnswer(Protocol):
     """An answer whose head has come. Headers have lower-case names."""
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """A final one, 200 or more."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -79,7 +83,10 @@ class Upstream(Protocol):
     """Where requests for Claude go."""
 
     def send(self, request: UpstreamRequest, timeout_seconds: float) -> UpstreamAnswer:
-        """Wait for the head of the answer. Raises UpstreamNotReachedError or UpstreamLostError."""
+        """Wait for the head of the answer. Raises UpstreamNotReachedError or UpstreamLostError.
+
+        A TollgateError, when our own credential cannot be had, comes before anything was sent.
+        """
 
 
 class ClaudeApi:
@@ -147,9 +154,10 @@ class ClaudeApi:
             connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=self._tls_context())
         else:
             connection = HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        connection.response_class = _FinalResponse
         try:
             connection.connect()
-        except OSError as error:  # refused, unreachable, no such host, timed out, TLS
+        except (OSError, UnicodeError) as error:  # refused, unreachable, no such host or none at all, timed out, TLS
             connection.close()
             raise UpstreamNotReachedError(type(error).__name__) from error
         return connection
@@ -186,10 +194,24 @@ class ClaudeApi:
         sock = connection.sock
         try:
             response = connection.getresponse()
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:
             connection.close()
             raise UpstreamLostError(type(error).__name__) from error
         return ClaudeAnswer(self, connection, sock, response)
+
+
+class _FinalResponse(HTTPResponse):
+    """The answer behind any provisional ones; http.client itself reads past 100 only."""
+
+    def begin(self) -> None:
+        super().begin()
+        provisional = 0
+        while self.status < HTTPStatus.OK:
+            provisional += 1
+            if provisional > MAX_PROVISIONAL:
+                raise HTTPException("no final answer")
+            self.headers = self.msg = None  # type: ignore[assignment]  # as they are before a head was read
+            super().begin()
 
 
 class ClaudeAnswer:

@@ -8,7 +8,9 @@ stream, are measured by their length.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tollgate.domain.tokens import TokenCounts
@@ -17,11 +19,17 @@ from tollgate.domain.usage import Usage, UsageEntry
 MAX_EVENT_BYTES: Final = 1024 * 1024
 """A larger event is a broken stream: the largest real ones are message_start and tool results, some 100 KB."""
 
+MAX_COUNT: Final = 10**12
+"""No answer has more tokens of a kind; a larger count is a fault and not a bill."""
+
 _DELTA: Final = b"event: content_block_delta\n"
 _SKIPPED: Final = (b"event: content_block_", b"event: ping\n")
-_DELTA_KIND: Final = b'"delta":{"type":"'
-# What stands around the text of a delta: `"delta":{"type":"text_delta","text":"` before and `"}}` after.
-_DELTA_FRAME_BYTES: Final = 40
+# `"delta":{"type":"text_delta","text":"`, in whatever spacing.
+_DELTA_TEXT: Final = re.compile(rb'"delta"\s*:\s*\{\s*"type"\s*:\s*"(\w+)"\s*,\s*"\w+"\s*:\s*"?')
+_SIGNATURE: Final = b"signature_delta"
+# What follows the text: closing braces, and the spaces with which Claude pads events against eavesdroppers.
+_PADDING: Final = b" \t\r\n}"
+_UNDERSTOOD: Final = ("message_start", "message_delta", "message_stop", "error")
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -29,7 +37,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 class MessageStarted:
     """The true prompt is known; the output count in it is a placeholder."""
 
-    usage: Usage
+    usage: Usage | None
+    """None: the prompt is told in no counts that can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,9 @@ class StreamReader:
         self.reported_output_tokens = 0
         """The provider's count so far; 0 until a message_delta tells, as the one in message_start is a placeholder."""
         self._usage = UsageFields()
+        self._starts = 0
+        self._earlier: tuple[UsageEntry, ...] = ()
+        self._earlier_known = True
         self._tail = bytearray()
         self._first = True
         self._after_cr = False
@@ -81,12 +93,18 @@ class StreamReader:
     @property
     def usage(self) -> Usage:
         """The newest counts of each kind."""
-        return self._usage.usage()
+        usage = self._usage.usage()
+        return replace(usage, entries=self._earlier + usage.entries) if self._earlier else usage
 
     @property
     def usage_is_final(self) -> bool:
-        """The provider has reported the output (not only the placeholder) and that the answer has ended."""
-        return self._output_reported and (self._stop_reason_seen or self._stopped)
+        """The provider has reported the prompt, the output (not only the placeholder) and that the answer has ended."""
+        ended = self._stop_reason_seen or self._stopped
+        return ended and self._output_reported and self._prompt_is_known and self._starts <= 1
+
+    @property
+    def _prompt_is_known(self) -> bool:
+        return self._earlier_known and self._usage.prompt_is_known
 
     @property
     def stopped(self) -> bool:
@@ -141,22 +159,27 @@ class StreamReader:
         return [StreamBroken(reason)]
 
     def _measure(self, block: bytes) -> None:
-        at = block.find(_DELTA_KIND)
-        if at >= 0 and not block.startswith(b"signature", at + len(_DELTA_KIND)):
-            self.delivered_bytes += max(1, len(block) - at - _DELTA_FRAME_BYTES)
+        """Count the text in a delta; of one in another form all there is, since too little would be given away."""
+        found, written = _DELTA_TEXT.search(block), block.rstrip(_PADDING)
+        if found is None:
+            self.delivered_bytes += len(written)
+        elif found[1] != _SIGNATURE:
+            self.delivered_bytes += max(1, len(written) - found.end() - 1)
 
     def _read(self, block: bytes) -> list[StreamEvent]:
         name, data = self._fields(block)
         if name == "content_block_delta":
             self._measure(data)
-        if name.startswith("content_block_") or name == "ping" or not data:
+        if not data or (name and name not in _UNDERSTOOD):
             return []
         try:
             document = json.loads(data)
         except (ValueError, RecursionError):
-            return self._break("an event that is not JSON")
+            return self._break("an event that is not JSON") if name else []
         if not isinstance(document, dict):
             return []
+        if not name and document.get("type") == "content_block_delta":
+            self._measure(data)
         return self._understand(name or str(document.get("type")), document)
 
     def _fields(self, block: bytes) -> tuple[str, bytes]:
@@ -174,21 +197,32 @@ class StreamReader:
                 data.append(value)
         return name, b"\n".join(data)
 
+    def _begin(self) -> None:
+        """An answer that begins again is none we know: what came before was generated too, and is never final."""
+        self._starts += 1
+        if self._starts > 1:
+            self._earlier, self._earlier_known = self.usage.entries, self._prompt_is_known
+            self._usage = UsageFields()
+
     def _understand(self, name: str, document: dict[str, Any]) -> list[StreamEvent]:
         match name:
             case "message_start":
                 message = document.get("message")
+                self._begin()
                 if isinstance(message, dict):
                     self._usage.model = _text(message.get("model"))
                     self._usage.update(message.get("usage"))
-                return [MessageStarted(self.usage)]
+                return [MessageStarted(self.usage if self._prompt_is_known else None)]
             case "message_delta":
                 delta = document.get("delta")
                 if isinstance(delta, dict) and delta.get("stop_reason") is not None:
                     self._stop_reason_seen = True
-                self._output_reported |= self._usage.update(document.get("usage"))
+                usage_fields = document.get("usage")
+                self._usage.update(usage_fields)
                 usage = self.usage
-                self.reported_output_tokens = usage.counts.output_tokens
+                if isinstance(usage_fields, dict) and _is_count(usage_fields.get("output_tokens")):
+                    self._output_reported = True
+                    self.reported_output_tokens = usage.counts.output_tokens
                 return [UsageReported(usage)]
             case "message_stop":
                 self._stopped = True
@@ -200,8 +234,13 @@ class StreamReader:
                 return []
 
 
+def is_event_stream(headers: Mapping[str, str]) -> bool:
+    """Does an answer with these headers (lower-case names) come in events?"""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "text/event-stream"
+
+
 def usage_of_message(body: bytes) -> Usage | None:
-    """The usage of an answer that was not streamed; None when it does not tell its output count."""
+    """The usage of an answer that was not streamed; None when it does not tell its prompt and output in numbers."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -210,25 +249,42 @@ def usage_of_message(body: bytes) -> Usage | None:
         return None
     fields = UsageFields()
     fields.model = _text(document.get("model"))
-    return fields.usage() if fields.update(document.get("usage")) else None
+    fields.update(document.get("usage"))
+    return fields.usage() if fields.prompt_is_known and fields.output_is_known else None
 
 
 class UsageFields:
-    """The newest value of each field of `usage`. Counts are cumulative, so nothing is ever added up over time."""
+    """The newest value of each field of `usage`. Counts are cumulative, so nothing is ever added up over time.
+
+    A count that is no count (negative, a text, a float, beyond all reason) makes the whole unknown and replaces
+    nothing: billing it as 0 would give the prompt away.
+    """
 
     def __init__(self) -> None:
         self.model: str | None = None
         self._fields: dict[str, Any] = {}
+        self._doubtful = False
 
-    def update(self, usage: object) -> bool:
-        """Take over what is not null; whether an output count was among it.
+    @property
+    def prompt_is_known(self) -> bool:
+        return not self._doubtful and "input_tokens" in self._fields
+
+    @property
+    def output_is_known(self) -> bool:
+        return not self._doubtful and "output_tokens" in self._fields
+
+    def update(self, usage: object) -> None:
+        """Take over what is not null.
 
         Deltas leave out the cache-write split and the price facts, so what message_start said about them stays.
         """
         if not isinstance(usage, dict):
-            return False
-        self._fields.update((name, value) for name, value in usage.items() if value is not None)
-        return _is_count(usage.get("output_tokens"))
+            return
+        told = {name: value for name, value in usage.items() if value is not None}
+        parts = told.get("iterations")
+        listed = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+        self._doubtful |= not all(map(_is_readable, (told, *listed)))
+        self._fields.update((name, value) for name, value in told.items() if name not in _COUNTS or _is_count(value))
 
     def usage(self) -> Usage:
         fields = self._fields
@@ -283,12 +339,25 @@ def _counts(fields: dict[str, Any]) -> TokenCounts:
     )
 
 
+_COUNTS: Final = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_SPLIT_COUNTS: Final = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+
+
+def _is_readable(fields: dict[str, Any]) -> bool:
+    """Is every count in these fields a count or null?"""
+    counts = [fields.get(name) for name in _COUNTS]
+    split = fields.get("cache_creation")
+    if isinstance(split, dict):
+        counts += [split.get(name) for name in _SPLIT_COUNTS]
+    return all(count is None or _is_count(count) for count in counts)
+
+
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def _count(value: object) -> int:
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
 def _text(value: object) -> str | None:

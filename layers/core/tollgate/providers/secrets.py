@@ -6,6 +6,7 @@ operations costs a cold start 4.2 MB and 35 ms of CPU more than this one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
@@ -24,6 +25,7 @@ FRESH_SECONDS: Final = 300
 COOLDOWN_SECONDS: Final = 15
 MAX_NAMES: Final = 10  # of one GetParameters call
 
+_PRINTABLE: Final = re.compile(r"[ -~]+")
 _MODELS: Final = str(Path(__file__).parent / "models")
 
 
@@ -46,9 +48,11 @@ def parameter_client(session: botocore.session.Session, region: str) -> SSMClien
 
 
 def read_parameters(client: SSMClient, names: tuple[str, ...]) -> dict[str, str]:
-    """All of the parameters by name, decrypted. Raises SecretFetchError, also when one of them does not exist.
+    """All of the parameters by name, decrypted, without the space and line ends that copying leaves around them.
 
-    Needs `ssm:GetParameters` on the names and `kms:Decrypt` on their key.
+    Raises SecretFetchError, also when one of them does not exist, or is no line of printable ASCII: no header could
+    carry it, and every request would fail for a reason that nobody sees. Needs `ssm:GetParameters` on the names and
+    `kms:Decrypt` on their key.
     """
     try:
         answer = client.get_parameters(Names=list(names), WithDecryption=True)
@@ -57,9 +61,12 @@ def read_parameters(client: SSMClient, names: tuple[str, ...]) -> dict[str, str]
         raise SecretFetchError(f"SSM refused: {code if code.isidentifier() else 'unnamed'}") from error
     except BotoCoreError as error:
         raise SecretFetchError(f"SSM did not answer: {type(error).__name__}") from error
-    found = {parameter.get("Name", ""): parameter.get("Value", "") for parameter in answer.get("Parameters", [])}
+    parameters = answer.get("Parameters", [])
+    found = {parameter.get("Name", ""): parameter.get("Value", "").strip() for parameter in parameters}
     if absent := [name for name in names if not found.get(name)]:
         raise SecretFetchError(f"no such parameter, or an empty one: {', '.join(absent)}")
+    if unfit := [name for name in names if not _PRINTABLE.fullmatch(found[name])]:
+        raise SecretFetchError(f"not one line of printable ASCII: {', '.join(unfit)}")
     return found
 
 

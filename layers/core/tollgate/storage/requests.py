@@ -24,7 +24,7 @@ class RequestOutcome(StrEnum):
     COMPLETE = "complete"
     """The provider reported final usage."""
     TRUNCATED = "truncated"
-    """The answer broke off upstream; usage is estimated by the plan's rule."""
+    """The answer broke off upstream, or told no final counts; usage is estimated by the plan's rule."""
     UPSTREAM_ERROR = "upstream_error"
     """Upstream sent an error into the running answer."""
     DEADLINE = "deadline"

@@ -55,7 +55,7 @@ def hot_path_client(
 ) -> DynamoDBClient:
     """A DynamoDB client that answers or fails within about seven seconds, so that a caller is told in time.
 
-    Three `attempts` of one second to connect and one to read each: a single-item call takes milliseconds, and botocore's
+    Three `attempts` of one second to connect and one to read: a single-item call takes milliseconds, and botocore's
     defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write carries its own
     id and nonce. Connections are kept alive between invocations.
 
