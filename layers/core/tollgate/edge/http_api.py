@@ -186,7 +186,7 @@ class _StrictBodies(OpenAPIRequestValidationMiddleware):
             raise UnsupportedMediaTypeError("Send the body as application/json.")
         # No body, or null, is the absence that the route's signature may allow.
         present = body.strip() not in (b"", b"null")
-        return {name: _whole(field.value) for name, field in parse_object(body).items()} if present else None  # type: ignore[return-value]
+        return {name: _whole(value) for name, value in parse_object(body).items()} if present else None  # type: ignore[return-value]
 
 
 def _whole(value: Any) -> Any:  # noqa: ANN401  any JSON
