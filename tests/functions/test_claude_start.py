@@ -30,41 +30,30 @@ TOO_SLOW = {
     "stripe",
     "aws_lambda_powertools.event_handler",
 }
+MODULES_AT_MOST = 520
+"""The standard library of 3.11 to 3.13 included. CPU and memory are measured by `make bench`, not tested."""
 PROGRAM = """
-import resource, sys
-from pathlib import Path
+import sys
 import functions.claude.app as app
 app.url.tools
 print(*sorted(sys.modules), sep=",")
-# Not ru_maxrss: it survives exec, and would tell the memory of the test run that started this.
-[peak] = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-print(int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) * 1000), peak)
 """
 
 
-def start() -> tuple[set[str], int, int]:
-    """(modules, CPU milliseconds, KB of memory) of a process that has imported the function and built its tools."""
+def loaded() -> set[str]:
+    """The modules of a process that has imported the function and built its tools."""
     path = f"{ROOT / 'layers/core'}:{ROOT / 'layers/stream_runtime'}:{ROOT}"
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=SETTINGS | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
-    modules, figures = ran.stdout.strip().split("\n")
-    milliseconds, kilobytes = figures.split()
-    return set(modules.split(",")), int(milliseconds), int(kilobytes)
+    return set(ran.stdout.strip().split(","))
 
 
 def test_it_starts_lean() -> None:
-    modules, _, _ = start()
+    modules = loaded()
     assert "tollgate.flows.relay_message" in modules
     assert modules & TOO_SLOW == set()
-
-
-def test_it_starts_within_its_budget() -> None:
-    """0.30 s of CPU and 60 MB with byte code, which the first run here writes; the best of three, on a busy machine."""
-    start()
-    runs = [start() for _ in range(3)]
-    assert min(milliseconds for _, milliseconds, _ in runs) <= 300
-    assert min(kilobytes for _, _, kilobytes in runs) <= 60 * 1024
+    assert len(modules) <= MODULES_AT_MOST
 
 
 def test_importing_it_builds_nothing() -> None:
