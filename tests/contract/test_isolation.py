@@ -21,6 +21,8 @@ from dev.gateway import Answer
 from tests.support.api_world import ApiWorld, Caller, api_world
 from tests.support.sam import ROOT
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
 OPERATIONS = [
     (method.upper(), path, operation)

@@ -19,6 +19,8 @@ from schemathesis.engine import events
 from tests.support.api_world import api_world, served
 from tests.support.sam import ROOT
 
+pytestmark = pytest.mark.slow
+
 SEED = 20_261_120
 EXAMPLES = 6
 FEWEST_CALLS = 500

@@ -185,7 +185,7 @@ _ENDS = (
         "the flow bounds the charge by the room it read; only a reservation in between makes the difference",
         module=METERS,
     ),
-    _flow("unanswered top-up", "def _end_once(", "reservation = stored", "continue", 8000, first_seed=1680),
+    _flow("unanswered top-up", "def _end_once(", "reservation = stored", "continue", 8000, first_seed=2690),
     Mutant(
         "expiry margin and skew",
         DOMAIN,

@@ -771,9 +771,7 @@ def meter_of(item: Mapping[str, Any]) -> Meter:
     plain_item = plain(item)
     _, tenant_id, _, user_id = plain_item["PK"].split("#", 3)
     period = UsagePeriod(from_epoch_seconds(plain_item["start_at"]), from_epoch_seconds(plain_item["end_at"]))
-    reservations = {
-        name[2:]: Reservation.decode(name[2:], text) for name, text in plain_item.items() if name.startswith("r#")
-    }
+    named = _named(plain_item)
     return Meter(
         key=MeterKey(tenant_id, user_id, period),
         quota_tokens=plain_item["quota"],
@@ -795,8 +793,17 @@ def meter_of(item: Mapping[str, Any]) -> Meter:
             cache_read_tokens=plain_item["t_rd"],
         ),
         cost_picousd=plain_item["picousd"],
-        reservations=reservations,
-        tombstones={name[2:]: at for name, at in plain_item.items() if name.startswith("x#")},
-        key_tokens={name[2:]: tokens for name, tokens in plain_item.items() if name.startswith("k#")},
-        key_rate_tats_ms={name[2:]: at for name, at in plain_item.items() if name.startswith("q#")},
+        reservations={name: Reservation.decode(name, text) for name, text in named["r"].items()},
+        tombstones=named["x"],
+        key_tokens=named["k"],
+        key_rate_tats_ms=named["q"],
     )
+
+
+def _named(plain_item: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The attributes whose names carry an id, by kind; one pass, because every write answers with the whole item."""
+    named: dict[str, dict[str, Any]] = {"r": {}, "x": {}, "k": {}, "q": {}}
+    for name, value in plain_item.items():
+        if name[1:2] == "#":
+            named[name[0]][name[2:]] = value
+    return named
