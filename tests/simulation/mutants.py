@@ -228,7 +228,7 @@ _PLANS = (
         "only an account that missed two changes, on a meter that missed both, tells the difference",
         module=METERS,
     ),
-    _condition("resize compare", "def _resize(", "plan_version = :seen", 8000),
+    _condition("resize compare", "def _resize(", "plan_version = :seen", 8000, first_seed=7480),
     _condition("plan version, profile", "def change_plan(", "plan_version = :seen", 1000),
     _flow(
         "plan change, no meter yet",
@@ -249,7 +249,7 @@ _TOP_UPS = (
         "def top_up(",
         "overage_cap = :cap",
         8000,
-        first_seed=2690,
+        first_seed=2700,
     ),
 )
 
