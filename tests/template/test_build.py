@@ -35,8 +35,8 @@ ARCHITECTURE = {"aarch64": "arm64", "arm64": "arm64"}.get(platform.machine(), "x
 SOURCES = ("template.yaml", "samconfig.toml", "layers", "functions")
 LAYER_MEGABYTES_AT_MOST = {"CoreLayer": 45, "StreamRuntimeLayer": 4}
 """A cold start loads them: growth should be somebody's decision."""
-HEAVY = {"anthropic", "moto", "pydantic", "stripe"}
-"""Not in the core layer: the data plane cannot afford them, and nothing else deployed needs them today."""
+HEAVY = {"anthropic", "moto", "stripe"}
+"""Not in the core layer: nothing that is deployed needs them today."""
 
 
 @dataclass(frozen=True, slots=True)
