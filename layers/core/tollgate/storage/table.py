@@ -55,17 +55,11 @@ def hot_path_client(
 ) -> DynamoDBClient:
     """A DynamoDB client that answers or fails within about seven seconds, so that a caller is told in time.
 
-    <<<<<<< HEAD
-        Three `attempts` of one second to connect and one to read: a single-item call takes milliseconds, and botocore's
-        defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write carries its own
-        id and nonce. Connections are kept alive between invocations.
-    =======
-        Three `attempts` of one second to connect and one to read each: a single-item call takes milliseconds, and
-        botocore's defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write
-        carries its own id and nonce. Connections are kept alive between invocations.
-    >>>>>>> issue-3
+    Three `attempts` of one second to connect and one to read each: a single-item call takes milliseconds, and
+    botocore's defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write
+    carries its own id and nonce. Connections are kept alive between invocations.
 
-        It is boto3's own client, made by botocore without boto3 around it: 3 MB and 18 ms of CPU less at a cold start.
+    It is boto3's own client, made by botocore without boto3 around it: 3 MB and 18 ms of CPU less at a cold start.
     """
     config = Config(
         connect_timeout=1,
