@@ -447,7 +447,7 @@ def test_no_secret_and_no_prompt_is_in_any_log_or_stored_item(gateway: Gateway, 
     logs = sorted((gateway.stack.base_dir / "logs").glob("*.log"))
     assert {"claude", "auth", "usage", "usage_reset"} <= {path.stem for path in logs}
     texts = {path.name: path.read_text(errors="replace") for path in logs}
-    texts["the table"] = json.dumps(gateway.items())
+    texts["the table"] = json.dumps(gateway.items(), default=sorted)
     texts["the screen"] = gateway.stack.output().partition("Ctrl-C stops everything")[2]
     assert "/v1/messages" in texts["the screen"]
     found = [(where, name) for where, text in texts.items() for name, canary in canaries.items() if canary in text]

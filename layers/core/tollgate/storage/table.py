@@ -136,7 +136,7 @@ def _marshal(value: str | int | bool) -> AttributeValueTypeDef:
 
 
 def plain(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item as Python values: N as int, S as str, BOOL as bool, M and L nested. This table holds nothing else."""
+    """An item as Python values: N as int, S as str, BOOL as bool, SS as a set, M and L nested; there is no other."""
     return {name: _unmarshal(value) for name, value in item.items()}
 
 
@@ -151,6 +151,8 @@ def _unmarshal(value: Mapping[str, Any]) -> Any:  # noqa: ANN401  a stored value
             return None
         case "M":
             return plain(content)
+        case "SS":
+            return frozenset(content)
         case "L":
             return [_unmarshal(element) for element in content]
         case _:
