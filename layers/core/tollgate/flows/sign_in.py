@@ -32,7 +32,15 @@ if TYPE_CHECKING:
     from tollgate.flows.current_usage import CurrentUsage
     from tollgate.storage.users import Users
 
-_ENDED_ALREADY: Final = frozenset({Refusal.NOT_AUTHORIZED, Refusal.NO_SUCH_USER, Refusal.BAD_PARAMETER})
+_ENDED_ALREADY: Final = frozenset(
+    {
+        Refusal.NOT_AUTHORIZED,
+        Refusal.NO_SUCH_USER,
+        Refusal.BAD_PARAMETER,
+        Refusal.NOT_ITS_OWNER,
+        Refusal.WRONG_TOKEN_KIND,
+    }
+)
 NOT_VALID: Final = "The refresh token is not valid, or no more. Sign in again."
 
 
@@ -102,14 +110,10 @@ class SignIn:
 
     def sign_out(self, principal: Principal, refresh_token: str | None, *, everywhere: bool) -> None:
         """End one sign-in, or all of them. Safe to repeat, and with a token that is nobody's: it ends nothing then."""
-        try:
-            if refresh_token is not None:
-                self._pool.revoke(refresh_token)
-            if everywhere:
-                self._pool.sign_out_everywhere(principal.user_id)
-        except PoolRefusalError as refusal:
-            if refusal.reason not in _ENDED_ALREADY:
-                raise
+        if everywhere:
+            _end(lambda: self._pool.sign_out_everywhere(principal.user_id))
+        if refresh_token is not None:
+            _end(lambda: self._pool.revoke(refresh_token))
 
     def account_of(self, principal: Principal) -> Account:
         """The account, with its e-mail address: who came by the sign-in page has none stored yet.
@@ -151,3 +155,12 @@ class SignIn:
             name = user.name if stored.email is None else None
             self._users.put_email(principal.tenant_id, principal.user_id, user.email, name=name)
         return self._accounts.find(principal, fresh=True)
+
+
+def _end(step: Callable[[], None]) -> None:
+    """One step of a sign-out: what has ended already, or is nobody's, is no reason to leave out the other."""
+    try:
+        step()
+    except PoolRefusalError as refusal:
+        if refusal.reason not in _ENDED_ALREADY:
+            raise

@@ -56,6 +56,8 @@ class Refusal(StrEnum):
     USER_LIMIT = "LimitExceededException"
     NOT_DELIVERED = "CodeDeliveryFailureException"
     REUSED_TOKEN = "RefreshTokenReuseException"  # noqa: S105  the name of an error
+    NOT_ITS_OWNER = "UnauthorizedException"
+    WRONG_TOKEN_KIND = "UnsupportedTokenTypeException"  # noqa: S105  the name of an error
 
 
 class PoolRefusalError(Exception):
