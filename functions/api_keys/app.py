@@ -92,11 +92,15 @@ def get_key(key_id: KeyId) -> KeyDocument:
     return key_document(api.tools.keys.find(_owner(), key_id), api.tools.clock.now_seconds())
 
 
-@api.patch("/api-keys/<key_id>", responses=refusals(NotFoundError, ConflictError, StoreUnavailableError))
+CHANGE = (PermissionDeniedError, NotFoundError, ConflictError, StoreUnavailableError)
+
+
+@api.patch("/api-keys/<key_id>", responses=refusals(*CHANGE))
 def change_key(key_id: KeyId, form: KeyChangeForm) -> KeyDocument:
     """Rename a key or change its limits; in force everywhere within a minute."""
-    keys = api.tools.keys
-    key = keys.change(_owner(), key_id, lambda stored: changed_key(stored, form, keys))
+    keys, caller = api.tools.keys, _owner()
+    account = api.tools.accounts.find(caller, fresh=True)
+    key = keys.change(account, caller, key_id, lambda stored: changed_key(stored, form, keys))
     return key_document(key, api.tools.clock.now_seconds())
 
 

@@ -277,8 +277,10 @@ def test_a_rotated_key_takes_no_second_place(function: KeysFunction) -> None:
     assert rotated.status == 200
     assert function.ask("POST", body={"name": "c"}, user="vic").status == 403
     function.ask("DELETE", f"/api-keys/{rotated.body['id']}", user="vic")
-    function.make(user="vic")
     assert function.principal_of(made[0]["key"]).user_id == "vic", "the old one lives out its overlap"
+    assert function.ask("POST", body={"name": "d"}, user="vic").status == 403, "and its place with it"
+    function.ask("DELETE", f"/api-keys/{made[0]['id']}", user="vic")
+    function.make(user="vic")
 
 
 # --- Once
@@ -518,7 +520,10 @@ def test_keys_with_limits_are_not_made_and_thrown_away_without_end(function: Key
         counts = {f"k#{number:012d}": {"N": "5"} for number in range(count)}
         function.table.client.put_item(TableName=NAME, Item=meter | counts)
         assert function.ask("POST", body={"name": "x", "budget_tokens": 5}).status == status
-    assert function.ask("POST", body={"name": "without limits"}).status == 201
+    unlimited = function.ask("POST", body={"name": "without limits"})
+    assert unlimited.status == 201
+    changed = function.ask("PATCH", f"/api-keys/{unlimited.body['id']}", {"budget_tokens": 5})
+    assert (changed.status, changed.code) == (403, "api_key_limit_reached"), "nor by a change"
 
 
 def an_ask(clock: SystemClock) -> Ask:

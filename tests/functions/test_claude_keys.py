@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -52,6 +53,18 @@ def test_a_key_is_no_way_to_a_model_beyond_the_plan(function: ClaudeFunction) ->
     with_key(function, allowed_models=frozenset({"claude-opus-5-5"}))
     assert function.send(model="claude-opus-5-5").error["details"]["error_code"] == "model_not_in_plan"
     assert function.call("GET", "/v1/models").status == 404
+
+
+def test_a_small_budget_on_a_soft_plan_gives_nothing_away(function: ClaudeFunction) -> None:
+    """A slice would reserve little and let the answer outgrow it: the rest would be written off at the owner's wish."""
+    with_key(function, budget_tokens=400)
+    assert function.send(max_tokens=64_000, stream=None).status == 200
+    sent = json.loads(function.claude.exchanges[-1].body)
+    assert sent["max_tokens"] < 400
+    meter = function.meter()
+    assert (meter["settled"], meter["written_off"]) == (meter[f"k#key-{function.user_id}"], 0)
+    searching = function.send(tools=[{"type": "web_search_20250305", "name": "web_search"}])
+    assert searching.error["details"]["error_code"] == "unbounded_request"
 
 
 def test_a_budget_ends_a_keys_calls_and_says_which_key_and_until_when(function: ClaudeFunction) -> None:

@@ -130,8 +130,8 @@ OPEN_ROUTES: Final[Mapping[str, RouteLimits]] = MappingProxyType(
             rates=(Rate("sign-ins", Subject.ADDRESS, requests=60, seconds=_MINUTE, burst=30),),
             guards_password=True,
         ),
-        # What is guessed is the code of the app; Cognito ends a session after a few. Any text passes for a session here,
-        # so nothing is counted by mailbox alone: strangers could keep its owner out.
+        # What is guessed is the code of the app; Cognito ends a session after a few. Any text passes for a session
+        # here, so nothing is counted by mailbox alone: strangers could keep its owner out.
         "/auth/login/mfa": RouteLimits(
             rates=tuple(replace(rate, name="second-factor") for rate in _CODES if rate.subject is not Subject.MAILBOX)
         ),

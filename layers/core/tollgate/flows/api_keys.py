@@ -147,7 +147,7 @@ class KeyRing:
         living = {
             key.line_id
             for key in self._api_keys.list_keys(account.tenant_id, account.user_id)
-            if key.state_at(now) is KeyState.ACTIVE
+            if key.refusal_at(now) is None  # also one that was replaced and is accepted still
         }
         self._api_keys.free_places(account.tenant_id, account.user_id, places - living)
         return bool(places - living)
@@ -195,14 +195,18 @@ class KeyRing:
         """Up to `limit` of the caller's keys, newest first, beginning after one; and whether there are more."""
         return self._api_keys.list_page(principal.tenant_id, principal.user_id, most=limit, after_id=after_id)
 
-    def change(self, principal: Principal, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
+    def change(self, account: Account, principal: Principal, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
         """Store what `change` makes of the key's name, models, limits and policy; in force within a minute.
 
-        Raises NotFoundError, ConflictError when the key is dead or was replaced.
+        Raises NotFoundError, ConflictError when the key is dead or was replaced, PermissionDeniedError when it would
+        get its first limits and too many keys with limits are counted already.
         """
         key = self.find(principal, key_id)
         self._refuse_inactive(key)
-        changed = self._api_keys.change_key(change(key))
+        wanted = change(key)
+        if key.limits is None and wanted.limits is not None:
+            self._refuse_too_many_counted(account, self._clock.now_seconds())
+        changed = self._api_keys.change_key(wanted)
         if changed is None:
             self._refuse_inactive(self.find(principal, key_id))
             raise StoreUnavailableError("The key is being changed. Try again.")

@@ -168,9 +168,10 @@ class MessageRelay:
             raise InvalidRequestError(
                 f"model: {model.id} is not one of the models that this API key may use.", error_code="model_not_in_key"
             )
-        if plan.hard and request.unbounded:
+        if _is_exact(plan, principal) and request.unbounded:
             raise InvalidRequestError(
-                f"The {plan.name} plan has a hard quota and takes only requests whose cost is bounded before the call."
+                f"The {'plan has a hard quota' if plan.hard else 'API key has a budget'} and takes only requests"
+                f" whose cost is bounded before the call, on the {plan.name} plan."
                 f" This one contains: {_listed(request.unbounded)}. {plan.upgrade_message}".rstrip(),
                 error_code="unbounded_request",
             )
@@ -344,7 +345,7 @@ class _Exchange:
         if self._open.billable_prompt_tokens(usage) > reservation.prompt_bound_tokens:
             self._relay.journal.measure({"PromptAboveBound": 1})
         excess_tokens = self._open.billable_tokens(usage) - reservation.amount_tokens
-        if self._admission.account.plan.hard and excess_tokens > 0:
+        if _is_exact(self._admission.account.plan, self._call.principal) and excess_tokens > 0:
             return self._top_up(excess_tokens)
         return None
 
@@ -446,7 +447,7 @@ class _Exchange:
         except QuotaExceededError as error:
             return _Stop(RequestOutcome.OVER_QUOTA, error)
         except StoreUnavailableError as error:
-            if self._admission.account.plan.hard:
+            if _is_exact(self._admission.account.plan, self._call.principal):
                 return _Stop(RequestOutcome.OVER_QUOTA, error)
             # A soft quota takes the excess at settlement, as far as its cap allows.
             self._relay.journal.failure("top_up_unanswered", error, request_id=self._call.request_id)
@@ -522,8 +523,16 @@ def _allowed_output(account: Account, principal: Principal, request: MessageRequ
     return most
 
 
+def _is_exact(plan: Plan, principal: Principal) -> bool:
+    """All is reserved before the call: what a hard quota, or the key's own budget, cannot pay for is not generated.
+
+    Otherwise whoever sets a small budget would choose how much of an answer is written off.
+    """
+    return plan.hard or (principal.limits is not None and principal.limits.budget_tokens is not None)
+
+
 def _ask(call: MessageCall, account: Account, model: Model, request: MessageRequest, output_tokens: int) -> Ask:
-    slice_tokens = None if account.plan.hard else account.plan.slice_output_tokens
+    slice_tokens = None if _is_exact(account.plan, call.principal) else account.plan.slice_output_tokens
     return Ask(
         prompt_bound_tokens=model.weights.billable_prompt_bound(request.prompt_bound_tokens),
         output_tokens=output_tokens if slice_tokens is None else min(output_tokens, slice_tokens),

@@ -365,7 +365,8 @@ class ApiKeys:
             except ClientError as error:
                 if not condition_failed(error):
                     raise
-        if key.replaced_by is None:
+        # A predecessor may live out its overlap: such a place is freed when it is needed.
+        if key.replaced_by is None and not key.first_id:
             self.free_places(key.tenant_id, key.user_id, [key.line_id])
 
     # ---- reading and writing
