@@ -83,6 +83,8 @@ class Oracle:
         adversarial: bool,
         policy: ExpiryPolicy,
     ) -> None:
+        self.relayed = False
+        """The calls go through the relay, not straight to the ledger."""
         self.hub = hub
         self.plans = plans
         self.seen = seen

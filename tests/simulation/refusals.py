@@ -100,6 +100,8 @@ class Refusals:
     def _least(self, item: Item, request: Request, bound_tokens: int) -> int:
         """Billable tokens without which the request is not served."""
         slice_tokens = self.oracle.plan_of(item).slice_output_tokens
+        if self.oracle.relayed and request.limits is not None and request.limits.budget_tokens is not None:
+            slice_tokens = None  # the relay reserves all of it, so that no answer can outgrow the budget
         output = request.max_tokens if slice_tokens is None else min(request.max_tokens, slice_tokens)
         least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
         return bound_tokens + self.weights.billable_output(least)

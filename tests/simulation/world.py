@@ -66,6 +66,7 @@ class World:
             adversarial=scenario.adversarial,
             policy=scenario.policy,
         )
+        self.oracle.relayed = scenario.relay
         self.refusals = Refusals(self.oracle, scenario, self.model.weights)
         self.table = MemoryTable(TABLE, self.oracle.watch)
         self.network = Network(self.hub, self.table, self.rng, MessageFaults(), self.seen)
