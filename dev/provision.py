@@ -1,4 +1,6 @@
-"""Makes in the engines what CloudFormation would make on AWS: user pool, app client, table, secrets. Idempotent."""
+"""Makes in the engines what CloudFormation would make on AWS: user pool, app client, table, queues, secrets.
+
+Idempotent."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import os
 import re
 import secrets
 import zipfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import boto3
 from botocore.exceptions import ClientError
 
-from dev.template import ACCOUNT_ID, REGION, Template
+from dev.template import ACCOUNT_ID, REGION, Queue, Template, queue_arn
 
 if TYPE_CHECKING:
     from types_boto3_cognito_idp import CognitoIdentityProviderClient
@@ -81,6 +84,9 @@ class Cloud:
 
     def ssm(self) -> SSMClient:
         return _session().client("ssm", endpoint_url=self.ministack_url)
+
+    def sqs(self) -> Any:  # noqa: ANN401  no types are installed for this one
+        return _session().client("sqs", endpoint_url=self.ministack_url)
 
     def dynamodb(self) -> DynamoDBClient:
         return _session().client("dynamodb", endpoint_url=self.table_url)
@@ -167,6 +173,33 @@ def ensure_table(dynamodb: DynamoDBClient, template: Template) -> None:
         return
     if ttl := table.get("TimeToLiveSpecification"):
         dynamodb.update_time_to_live(TableName=TABLE_NAME, TimeToLiveSpecification=ttl)
+
+
+def queue_url(cloud: Cloud, queue: Queue) -> str:
+    """Where functions find the queue; the engine's port is another one after each start."""
+    return f"{cloud.ministack_url}/{ACCOUNT_ID}/{queue.name}"
+
+
+def ensure_queues(cloud: Cloud, queues: Iterable[Queue]) -> None:
+    """The template's queues, dead-letter ones first; what waits in an existing one goes on waiting."""
+    client = cloud.sqs()
+    for queue in sorted(queues, key=lambda queue: queue.dead_letters is not None):
+        attributes = dict(queue.attributes)
+        if queue.dead_letters is not None:
+            redrive = {"deadLetterTargetArn": queue_arn(queue.dead_letters), "maxReceiveCount": queue.max_receive_count}
+            attributes["RedrivePolicy"] = json.dumps(redrive)
+        try:
+            client.get_queue_url(QueueName=queue.name)
+            client.set_queue_attributes(QueueUrl=queue_url(cloud, queue), Attributes=attributes)
+        except client.exceptions.QueueDoesNotExist:
+            client.create_queue(QueueName=queue.name, Attributes=attributes)
+
+
+def empty_queues(cloud: Cloud, queues: Iterable[Queue]) -> None:
+    """Throws away whatever waits."""
+    client = cloud.sqs()
+    for queue in queues:
+        client.purge_queue(QueueUrl=queue_url(cloud, queue))
 
 
 def empty_table(dynamodb: DynamoDBClient, template: Template) -> None:

@@ -1,4 +1,4 @@
-"""Reads template.yaml: the only truth about functions, routes, authorizers, environment, schedules, table and pool.
+"""Reads template.yaml: the only truth about functions, routes, environment, schedules, queues, table and pool.
 
 Understands the part of CloudFormation and SAM that this template uses; whatever else it meets where a value is needed,
 it refuses by name instead of guessing. Physical ids that exist only at run time (table, pool, client) are given as
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,21 @@ REGION: Final = "us-east-1"
 ACCOUNT_ID: Final = "000000000000"
 STACK_NAME: Final = "tollgate-local"
 
+_QUEUE: Final = "AWS::SQS::Queue"
+_QUEUE_ATTRIBUTES: Final = (
+    "VisibilityTimeout",
+    "MessageRetentionPeriod",
+    "DelaySeconds",
+    "ReceiveMessageWaitTimeSeconds",
+)
+_MAPPING_PROPERTIES: Final = {
+    "BatchSize",
+    "Enabled",
+    "FunctionResponseTypes",
+    "MaximumBatchingWindowInSeconds",
+    "Queue",
+    "ScalingConfig",  # one poller serves each mapping here, which is less than any bound it can name
+}
 _NO_VALUE: Final = object()
 _PSEUDO: Final[dict[str, object]] = {
     "AWS::Region": REGION,
@@ -91,6 +106,41 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """An SQS queue; a message received more than `max_receive_count` times moves to `dead_letters`, if there is one."""
+
+    logical_id: str
+    attributes: Mapping[str, str]
+    """As CreateQueue takes them, without the redrive policy."""
+    dead_letters: str | None
+    """Logical id."""
+    max_receive_count: int
+
+    @property
+    def name(self) -> str:
+        return f"{STACK_NAME}-{self.logical_id}"
+
+    @property
+    def arn(self) -> str:
+        return queue_arn(self.logical_id)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueMapping:
+    """A queue whose messages a function is given in batches."""
+
+    name: str
+    function: str
+    queue: str
+    """Logical id."""
+    batch_size: int
+    window_seconds: int
+    """How long a batch may wait for more messages."""
+    reports_failures: bool
+    """Whether the function says which messages failed; otherwise a batch succeeds or fails as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """A Lambda function as its process needs to know it."""
 
@@ -127,6 +177,8 @@ class LocalTemplate:
     routes: tuple[Route, ...]
     api_cors: Cors | None
     schedules: tuple[Schedule, ...]
+    queues: Mapping[str, Queue] = field(default_factory=dict)
+    mappings: tuple[QueueMapping, ...] = ()
 
     @property
     def url_function(self) -> Function | None:
@@ -150,9 +202,14 @@ class Template:
         self._parameters = self._parameter_values(parameters or {})
 
     def resources(self, kind: str) -> dict[str, Json]:
-        """Logical id to unresolved properties of every resource of a type."""
+        """Logical id to unresolved properties of every resource of a type whose condition holds."""
         found: Json = self._tree.get("Resources", {})
-        return {name: body.get("Properties", {}) for name, body in found.items() if body.get("Type") == kind}
+        resolver = self._resolver({})
+        return {
+            name: body.get("Properties", {})
+            for name, body in found.items()
+            if body.get("Type") == kind and resolver.holds(body.get("Condition"), name)
+        }
 
     def properties(self, kind: str, bindings: Mapping[str, str] | None = None) -> tuple[str, Json]:
         """(logical id, resolved properties) of the only resource of a type."""
@@ -176,9 +233,11 @@ class Template:
         }
         apis = self.resources("AWS::Serverless::HttpApi")
         api: Json = resolver.resolve(next(iter(apis.values()), {}), "HttpApi")
+        queues = {name: _queue(name, resolver.resolve(body, name)) for name, body in self.resources(_QUEUE).items()}
         functions: dict[str, Function] = {}
         routes: list[Route] = []
         schedules: list[Schedule] = []
+        mappings: list[QueueMapping] = []
         for name, body in self.resources("AWS::Serverless::Function").items():
             # A function's own lists come after the global ones, its own values replace them: SAM's merging rule.
             merged = _merge(shared, resolver.resolve(body, name))
@@ -192,9 +251,13 @@ class Template:
                         routes.append(_route(name, event.get("Properties", {}), api, where))
                     case "ScheduleV2":
                         schedules.append(_schedule(name, event.get("Properties", {}), event_name))
+                    case "SQS":
+                        mappings += _mappings(name, event.get("Properties", {}), event_name, queues)
                     case other:
                         raise TemplateError(f"{where}: the local stack knows no event of type {other}")
-        return LocalTemplate(functions, tuple(routes), _cors(api.get("CorsConfiguration")), tuple(schedules))
+        return LocalTemplate(
+            functions, tuple(routes), _cors(api.get("CorsConfiguration")), tuple(schedules), queues, tuple(mappings)
+        )
 
     def _function(self, name: str, body: Json, layers: Mapping[str, Path]) -> Function:
         url = body.get("FunctionUrlConfig")
@@ -291,6 +354,8 @@ class _Resolver:
         name, _, attribute = value.partition(".") if isinstance(value, str) else (value[0], ".", value[1])
         if name not in self._resources:
             raise TemplateError(f"{where}: !GetAtt {name}.{attribute} names nothing")
+        if self._resources[name].get("Type") == _QUEUE:  # its Ref is an address, which is bound at run time
+            return queue_arn(name) if attribute == "Arn" else f"{STACK_NAME}-{name}"
         physical = self._ref(name, where)
         if attribute == "Arn" and self._resources[name].get("Type") == "AWS::Serverless::Function":
             return f"arn:aws:lambda:{REGION}:{ACCOUNT_ID}:function:{physical}"  # as `Function.arn`
@@ -312,6 +377,10 @@ class _Resolver:
     def _if(self, value: Any, where: str) -> object:  # noqa: ANN401
         chosen: object = self.resolve(value[1] if self._condition(value[0], where) else value[2], where)
         return chosen
+
+    def holds(self, condition: str | None, where: str) -> bool:
+        """Whether a resource with this condition is made; one without always is."""
+        return condition is None or self._condition(condition, where)
 
     def _condition(self, name: str, where: str) -> bool:
         if name not in self._conditions:
@@ -361,6 +430,43 @@ def _route(function: str, event: Json, api: Json, where: str) -> Route:
         scopes = own.get("AuthorizationScopes", body.get("AuthorizationScopes", []))
         authorizer = JwtAuthorizer(chosen, str(jwt["issuer"]), tuple(map(str, jwt["audience"])), tuple(scopes))
     return Route(str(event.get("Method", "ANY")).upper(), str(event.get("Path", "/")), function, authorizer)
+
+
+def queue_arn(logical_id: str) -> str:
+    """What the stack's queue of this logical id is called on the whole of AWS."""
+    return f"arn:aws:sqs:{REGION}:{ACCOUNT_ID}:{STACK_NAME}-{logical_id}"
+
+
+def _queue(name: str, body: Json) -> Queue:
+    if body.get("FifoQueue"):
+        raise TemplateError(f"{name}: the local stack gives functions messages of standard queues only")
+    redrive: Json = body.get("RedrivePolicy") or {}
+    return Queue(
+        logical_id=name,
+        attributes={key: _text(body[key]) for key in _QUEUE_ATTRIBUTES if key in body},
+        dead_letters=str(redrive["deadLetterTargetArn"]).rpartition(f":{STACK_NAME}-")[2] if redrive else None,
+        max_receive_count=int(redrive.get("maxReceiveCount", 0)),
+    )
+
+
+def _mappings(function: str, event: Json, name: str, queues: Mapping[str, Queue]) -> list[QueueMapping]:
+    """The mapping of an SQS event; none where it is switched off."""
+    found = next((queue for queue in queues.values() if queue.arn == event.get("Queue")), None)
+    if found is None:
+        raise TemplateError(f"{function}.Events.{name}: there is no queue {event.get('Queue')}")
+    if unknown := set(event) - _MAPPING_PROPERTIES:
+        raise TemplateError(f"{function}.Events.{name}: the local stack does not know {', '.join(sorted(unknown))}")
+    if _text(event.get("Enabled", True)) == "false":
+        return []
+    mapping = QueueMapping(
+        name=name,
+        function=function,
+        queue=found.logical_id,
+        batch_size=int(event.get("BatchSize", 10)),
+        window_seconds=int(event.get("MaximumBatchingWindowInSeconds", 0)),
+        reports_failures="ReportBatchItemFailures" in event.get("FunctionResponseTypes", ()),
+    )
+    return [mapping]
 
 
 def _schedule(function: str, event: Json, event_name: str) -> Schedule:

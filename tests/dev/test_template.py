@@ -123,6 +123,66 @@ def test_what_cannot_be_followed_is_refused_by_name(tmp_path: Path, change: tupl
         small(tmp_path, SMALL.replace(*change)).local({"Pool": "pool-1"})
 
 
+QUEUES = """
+  Work:
+    Type: AWS::SQS::Queue
+    Properties:
+      VisibilityTimeout: 90
+      RedrivePolicy: {deadLetterTargetArn: !GetAtt Dead.Arn, maxReceiveCount: 5}
+  Dead: {Type: AWS::SQS::Queue}
+  Absent: {Type: AWS::SQS::Queue, Condition: Flagged}
+  Worker:
+    Type: AWS::Serverless::Function
+    Properties:
+      CodeUri: work
+      Environment: {Variables: {URL: !Ref Work, NAME: !GetAtt Work.QueueName}}
+      Events:
+        Batch:
+          Type: SQS
+          Properties:
+            Queue: !GetAtt Work.Arn
+            BatchSize: 5
+            Enabled: true
+            FunctionResponseTypes: [ReportBatchItemFailures]
+"""
+WITH_QUEUES = SMALL.replace("  Work:\n", "  Plain:\n") + QUEUES
+
+
+def test_queues_and_who_is_given_their_messages(tmp_path: Path) -> None:
+    local = small(tmp_path, WITH_QUEUES).local({"Pool": "pool-1", "Work": "http://queue"})
+    work, dead = local.queues["Work"], local.queues["Dead"]
+    assert (work.attributes, work.dead_letters, work.max_receive_count) == ({"VisibilityTimeout": "90"}, "Dead", 5)
+    assert (dead.attributes, dead.dead_letters) == ({}, None)
+    environment = local.functions["Worker"].environment
+    assert (environment["URL"], environment["NAME"]) == ("http://queue", work.name)
+    [mapping] = local.mappings
+    assert (mapping.function, mapping.queue, mapping.batch_size) == ("Worker", "Work", 5)
+    assert mapping.reports_failures
+
+
+@pytest.mark.parametrize(("flag", "made"), [("true", True), ("false", False)])
+def test_a_resource_whose_condition_does_not_hold_is_not_there(tmp_path: Path, flag: str, made: bool) -> None:
+    assert ("Absent" in small(tmp_path, WITH_QUEUES, Flag=flag).local({"Pool": "pool-1"}).queues) is made
+
+
+def test_a_mapping_that_is_switched_off_gives_nobody_messages(tmp_path: Path) -> None:
+    off = WITH_QUEUES.replace("Enabled: true", "Enabled: false")
+    assert small(tmp_path, off).local({"Pool": "pool-1"}).mappings == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("Queue: !GetAtt Work.Arn", "Queue: arn:other"), "there is no queue arn:other"),
+        (("BatchSize: 5", "FilterCriteria: {}"), "does not know FilterCriteria"),
+        (("VisibilityTimeout: 90", "FifoQueue: true"), "standard queues only"),
+    ],
+)
+def test_a_queue_that_cannot_be_followed_is_refused(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+    with pytest.raises(TemplateError, match=complaint):
+        small(tmp_path, WITH_QUEUES.replace(*change)).local({"Pool": "pool-1"})
+
+
 def test_an_unknown_parameter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match="no parameter Stagge"):
         small(tmp_path, Stagge="x")

@@ -13,6 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "catalog.md").read_text(encoding="u
 HEADINGS = {
     "plans.toml": "### At the top",
     "plans": "### `[plans.<id>]`",
+    "billing": "### `[billing]`",
     "models.toml": "### The file",
     "models": "### `[models.<id>]`",
     "prices": "### `[[models.<id>.prices]]`",

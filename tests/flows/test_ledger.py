@@ -264,10 +264,9 @@ class TestTopUp:
         assert (world.meter.settled_tokens, world.meter.remaining_tokens) == (120, 880)
 
     def test_uses_the_cap_in_force_not_the_one_at_admission(self) -> None:
-        soft = a_plan(quota_kind=QuotaKind.SOFT, overage_cap_tokens=500)
-        world = LedgerWorld(soft)
+        world = LedgerWorld(a_plan(quota_kind=QuotaKind.SOFT, overage_cap_tokens=500))
         grant = world.ledger.reserve(world.account, world.key, an_ask(100))
-        world.ledger.change_plan(world.account, world.key, replace(soft, overage_cap_tokens=0))
+        world.ledger.choose_overage(world.account, 0)
         with pytest.raises(QuotaExceededError):
             world.ledger.top_up(grant, 901)
         assert world.ledger.top_up(grant, 900).reservation.amount_tokens == 1_000
@@ -466,7 +465,7 @@ class TestPlanChange:
     def test_adds_the_difference_at_once(self) -> None:
         world = LedgerWorld()
         grant = world.ledger.reserve(world.account, world.key, an_ask(100))
-        world.ledger.change_plan(world.account, world.key, self.bigger)
+        world.change(self.bigger)
         assert world.meter.remaining_tokens == 2_900
         world.ledger.settle(grant, Settlement(30))
         assert (world.meter.remaining_tokens, world.meter.remaining_requests) == (2_970, 49)
@@ -474,14 +473,14 @@ class TestPlanChange:
     def test_is_seen_by_the_very_next_call_of_a_process_that_remembers_the_old_plan(self) -> None:
         world = LedgerWorld()
         world.open_meter()
-        world.ledger.change_plan(world.account, world.key, self.bigger)
+        world.change(self.bigger)
         with pytest.raises(StaleAccountError):
             world.ledger.reserve(world.account, world.key, an_ask(2_500))
         assert world.ledger.reserve(self.moved(world), world.key, an_ask(2_500)).output_tokens == 2_490
 
     def test_before_the_first_call_of_a_period_opens_the_meter_on_the_new_plan_only(self) -> None:
         world = LedgerWorld()
-        world.ledger.change_plan(world.account, world.key, self.bigger)
+        world.change(self.bigger)
         with pytest.raises(StaleAccountError):
             world.ledger.reserve(world.account, world.key, an_ask(100))
         world.ledger.reserve(self.moved(world), world.key, an_ask(100))
@@ -500,7 +499,7 @@ class TestPlanChange:
         grant = world.ledger.reserve(world.account, world.key, an_ask(800))
         world.ledger.settle(grant, Settlement(800))
         smaller = a_plan(id="smaller", quota_tokens=500)
-        world.ledger.change_plan(world.account, world.key, smaller)
+        world.change(smaller)
         profile = world.users.find_profile("main", "u1")
         assert profile is not None
         with pytest.raises(QuotaExceededError) as refused:
@@ -510,9 +509,9 @@ class TestPlanChange:
     def test_asked_for_with_an_old_account_is_refused(self) -> None:
         world = LedgerWorld()
         world.open_meter()
-        world.ledger.change_plan(world.account, world.key, self.bigger)
+        world.change(self.bigger)
         with pytest.raises(StaleAccountError):
-            world.ledger.change_plan(world.account, world.key, a_plan(id="third"))
+            world.change(a_plan(id="third"))
 
 
 # ---- an API key's own budget and rate

@@ -30,6 +30,7 @@ from tollgate.domain.errors import (
 from tollgate.domain.message_requests import parse_message_request
 from tollgate.domain.plans import ExpiryPolicy, QuotaKind
 from tollgate.domain.principals import CredentialKind, KeyLimits, MaxTokensPolicy, Principal
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.domain.tokens import TokenCounts
 from tollgate.edge.errors import error_event
 from tollgate.flows.accounts import Accounts
@@ -446,7 +447,7 @@ class TestAdmission:
         world = World(FakeUpstream(*COMPLETE))
         world.send()
         world.plan = a_plan(quota_tokens=20_000)
-        world.ledger.change_plan(world.account, world.key, world.plan)
+        world.ledger.change_entitlements(world.account, Entitlements(world.plan.id, None, trial=True), world.plan)
         world.reply = Reply()
         assert world.send().standing.account.profile.plan_version == 2
 

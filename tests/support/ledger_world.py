@@ -12,6 +12,7 @@ from tollgate.domain.ledger import Ask, Meter, MeterKey
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
 from tollgate.domain.principals import Account, Profile
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.flows.ledger import Ledger
 from tollgate.storage.meters import Meters
 from tollgate.storage.table import Table
@@ -86,7 +87,7 @@ class LedgerWorld:
         self.meters = Meters(table)
         self.plan = plan or a_plan()
         self.profile = self.users.create_profile(Profile("main", "u1", self.plan.id, 1, START))
-        self.account = Account(self.profile, self.plan)
+        self.account = Account.of(self.profile, self.plan)
         self.key = MeterKey("main", "u1", period_at(self.plan.period_kind, START, START))
         self.ledger = self.new_ledger(ids)
         self.client.calls.clear()
@@ -100,6 +101,10 @@ class LedgerWorld:
     def new_ledger(self, ids: Counting | None = None) -> Ledger:
         """Another process on the same table."""
         return Ledger(self.meters, self, ids or Counting())
+
+    def change(self, plan: Plan, *, anchor_at: datetime | None = None, **changes: bool) -> Account:
+        """Other entitlements, by the account as it was when the world was made; `world.renew()` reads it again."""
+        return self.ledger.change_entitlements(self.account, Entitlements(plan.id, anchor_at, **changes), plan)
 
     def open_meter(self) -> None:
         """The first reservation of a period makes two calls more; tests that count calls have it behind them."""

@@ -425,6 +425,10 @@ SAID_BY_OTHERS = {
     # A rate limit is no quota, and is called so.
     "rate_limit",
     "rate_limited",
+    # Stripe's: the end of a subscription, and money that went back to a payer. Neither moves the ledger by itself.
+    "cancel_at",
+    "cancel_subscription",
+    "refund",
 }
 
 

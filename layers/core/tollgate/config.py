@@ -18,12 +18,16 @@ TOKENS_NEED: Final = ("COGNITO_ISSUER", "COGNITO_CLIENT_IDS")
 SIGN_IN_NEEDS: Final = ("COGNITO_CLIENT_ID", "AWS_REGION")
 API_KEYS_NEED: Final = ("KEY_PEPPER_PARAMETER", "AWS_REGION")
 UPSTREAM_NEEDS: Final = ("UPSTREAM_API_KEY_PARAMETER", "AWS_REGION")
+STRIPE_NEEDS: Final = ("STRIPE_SECRET_KEY_PARAMETER", "AWS_REGION")
+WEBHOOK_NEEDS: Final = ("STRIPE_WEBHOOK_SECRET_PARAMETER", "STRIPE_EVENT_QUEUE_URL", "STRIPE_EVENT_DLQ_URL")
 
 DEFAULT_UPSTREAM_BASE_URL: Final = "https://api.anthropic.com"
 # A Lambda event is at most 6 MB, and JSON inside JSON grows by its escapes; Claude Code's first request is 88 KB.
 DEFAULT_MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 LARGEST_MAX_BODY_BYTES: Final = 6 * 1024 * 1024
 
+_PLAIN_URL: Final = re.compile(r"https?://[a-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
+"""Lower-case host, and a path without escapes: what stands in the list is compared as it stands."""
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1", "host.docker.internal"})
 
 
@@ -63,6 +67,19 @@ class Settings:
     """The operator's own list beside the shipped one."""
     aws_region: str | None
     """Where the function runs; Lambda sets it."""
+    stripe_secret_key_parameter: str | None
+    stripe_webhook_secret_parameter: str | None
+    """Of the signing secrets, several of them while they are rotated."""
+    stripe_api_base_url: str | None
+    """Another Stripe, for local runs; None: Stripe's own."""
+    stripe_account: str | None
+    """The account whose events are accepted; None: of whichever account the signing secret belongs to."""
+    stripe_livemode: bool
+    """Whether events are of real money. Those of the other mode are refused."""
+    billing_return_urls: tuple[str, ...]
+    """Where checkout and portal may send the user back to: each address and what lies below it."""
+    stripe_event_queue_url: str | None
+    stripe_event_dlq_url: str | None
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterable[str] = ()) -> Settings:
@@ -90,6 +107,14 @@ def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterabl
         open_route_rate_percent=reader.size("OPEN_ROUTE_RATE_PERCENT", 100, 1_000_000),
         disposable_domains_file=reader.path("DISPOSABLE_DOMAINS_FILE"),
         aws_region=reader.name("AWS_REGION"),
+        stripe_secret_key_parameter=reader.text("STRIPE_SECRET_KEY_PARAMETER"),
+        stripe_webhook_secret_parameter=reader.text("STRIPE_WEBHOOK_SECRET_PARAMETER"),
+        stripe_api_base_url=reader.safe_url("STRIPE_API_BASE_URL", None),
+        stripe_account=reader.name("STRIPE_ACCOUNT"),
+        stripe_livemode=reader.flag("STRIPE_LIVEMODE"),
+        billing_return_urls=reader.return_urls("BILLING_RETURN_URLS"),
+        stripe_event_queue_url=reader.url("STRIPE_EVENT_QUEUE_URL"),
+        stripe_event_dlq_url=reader.url("STRIPE_EVENT_DLQ_URL"),
     )
     reader.refuse_problems()
     return settings
@@ -152,6 +177,13 @@ class _Reader:
         if value is not None and name not in self._wrong and _is_http_url(value) and not _is_safe_url(value):
             self._wrong[name] = "https, except for a loopback host"
         return value
+
+    def return_urls(self, name: str) -> tuple[str, ...]:
+        """Addresses that users may be sent back to; https, except on this machine."""
+        found = tuple(part for part in re.split(r"[,\s]+", self.text(name) or "") if part)
+        if not all(_is_http_url(url) and _is_safe_url(url) and _PLAIN_URL.fullmatch(url) for url in found):
+            self._wrong[name] = "https URLs without user, query or fragment, separated by commas; http on this machine"
+        return found
 
     def flag(self, name: str) -> bool:
         value = self.text(name) or "false"

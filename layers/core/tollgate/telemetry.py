@@ -37,6 +37,8 @@ FIELDS: Final = frozenset(
         "error_code",
         "error_type",
         "estimated",
+        "event_id",
+        "event_type",
         "first_byte_ms",
         "input_tokens",
         "late",
@@ -52,6 +54,7 @@ FIELDS: Final = frozenset(
         "route",
         "status",
         "streamed",
+        "subscription_id",
         "swept_count",
         "tenant_id",
         "upstream_request_id",
@@ -65,6 +68,8 @@ FIELDS: Final = frozenset(
 TALKATIVE: Final = ("aws_lambda_powertools", "botocore", "urllib3")
 """Libraries that write whole requests and answers at DEBUG, passwords and secrets among them. Where an operator sets
 the log level to DEBUG, Lambda sets the root logger's, and theirs with it."""
+CHATTY: Final = ("stripe",)
+"""Writes each call at INFO, and the texts of Stripe's errors, which quote what was sent."""
 
 MAX_TEXT_LENGTH: Final = 200
 """Longer values are cut: ids and names are short, and a caller chooses some of them."""
@@ -95,6 +100,8 @@ class Telemetry:
         )
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.INFO)
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     def event(self, name: str, **fields: str | int | bool | None) -> None:
         """One outcome, e.g. `request_settled`. A field that is not listed is left out and named in `unlisted`."""

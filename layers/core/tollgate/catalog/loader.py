@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from functools import lru_cache
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from tollgate.domain.plans import UNLIMITED, ExpiryPolicy, PeriodKind, Plan, QuotaKind
+from tollgate.domain.plans import UNLIMITED, Billing, ExpiryPolicy, PeriodKind, Plan, QuotaKind, TaxKind
 from tollgate.domain.pricing import WHOLE_PERMILLE, Model, PriceRow, TokenPrices, dearest_model
 from tollgate.domain.tokens import TokenWeights
 
@@ -26,6 +26,10 @@ _SNAPSHOT_DIGITS = 8
 _ALL_MODELS = "all"
 # Stored with every user and every meter, whose size costs money; the template takes the same form as DefaultPlan.
 _PLAN_ID = re.compile(r"[a-z][a-z0-9_-]{0,15}")
+_STRIPE_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
+_CURRENCY = re.compile(r"[a-z]{3}")
+# Stripe counts these in whole units or in thousandths, so a price in "cents" would be wrong by a factor.
+_NO_CENTS = re.compile("bif|clp|djf|gnf|jpy|kmf|krw|mga|pyg|rwf|ugx|vnd|vuv|xaf|xof|xpf|bhd|jod|kwd|omr|tnd")
 
 
 class CatalogError(Exception):
@@ -51,6 +55,7 @@ class Catalog:
     """Stands in for a model that is not in the catalog, so that nothing is priced as free."""
     model_ids: Mapping[str, str]
     """Model ids and aliases, each to its model id."""
+    billing: Billing = field(default_factory=Billing)
 
     def plan(self, plan_id: str) -> Plan:
         """Raises CatalogError for a plan that users may still be on although the file no longer has it."""
@@ -90,7 +95,7 @@ def read_catalog(folder: Path, name: str) -> Catalog:
     """The catalog in a folder: its plans.toml, and its models.toml or else the shipped one. Raises CatalogError."""
     models_file = folder / "models.toml"
     models, model_ids = _models(_File(models_file if models_file.exists() else _SHIPPED / "models.toml"))
-    plans, default_plan_id = _plans(_File(folder / "plans.toml"), model_ids)
+    plans, default_plan_id, billing = _plans(_File(folder / "plans.toml"), model_ids)
     return Catalog(
         name=name,
         plans=MappingProxyType(plans),
@@ -98,6 +103,7 @@ def read_catalog(folder: Path, name: str) -> Catalog:
         default_plan_id=default_plan_id,
         dearest_model=dearest_model(tuple(models.values())),
         model_ids=MappingProxyType(model_ids),
+        billing=billing,
     )
 
 
@@ -157,6 +163,26 @@ def _whole(minimum: int, maximum: int = UNLIMITED) -> Callable[[object], int]:
     return check
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _WrongValueError(f"must be true or false, is {value!r}")
+    return value
+
+
+def _currency(value: object) -> str:
+    if not isinstance(value, str) or not _CURRENCY.fullmatch(value):
+        raise _WrongValueError(f"must be three lower-case letters like usd, is {value!r}")
+    if _NO_CENTS.fullmatch(value):
+        raise _WrongValueError(f"is {value}, which has no hundredths; prices here are in hundredths")
+    return value
+
+
+def _stripe_name(value: object) -> str:
+    if not isinstance(value, str) or not _STRIPE_NAME.fullmatch(value):
+        raise _WrongValueError(f"must be lower-case letters, digits and _, a letter first, is {value!r}")
+    return value
+
+
 def _day(value: object) -> date:
     if isinstance(value, datetime) or not isinstance(value, date):
         raise _WrongValueError(f"must be a date like 2026-10-07, is {value!r}")
@@ -206,6 +232,25 @@ PLAN_KEYS: Final = {
     "max_api_keys": Key(_whole(0, 100), 10),
     "upgrade_message": Key(_text, ""),
     "pool_tokens": Key(_whole(1), None),
+    "sold": Key(_flag, None),
+    "annual_price_cents": Key(_whole(1), None),
+    # Two years are the longest trial that Stripe takes.
+    "trial_days": Key(_whole(0, 730), 0),
+    "trial_quota_tokens": Key(_whole(1), None),
+    "overage_opt_in": Key(_flag, False),
+    "issue_first_key": Key(_flag, False),
+    "protected": Key(_flag, False),
+}
+BILLING_KEYS: Final = {
+    "currency": Key(_currency, "usd"),
+    "tax": Key(_one_of(TaxKind), TaxKind.NONE),
+    "promotion_codes": Key(_flag, False),
+    "grace_days": Key(_whole(0, 60), 7),
+    "fee_permille": Key(_whole(0, 500), 29),
+    "fee_cents": Key(_whole(0, 10_000), 30),
+    "billing_fee_permille": Key(_whole(0, 500), 7),
+    "overage_lookup_key": Key(_stripe_name, "tollgate_overage"),
+    "meter_event_name": Key(_stripe_name, "tollgate_overage"),
 }
 MODEL_KEYS: Final = {
     "display_name": Key(_text),
@@ -234,8 +279,9 @@ TOKEN_PRICE_KEYS: Final = {
 # Output may count for little but never for nothing: what is left could then pay for endless output.
 WEIGHT_KEYS: Final = {kind: Key(_whole(1 if kind == "output" else 0, 1_000_000), 1000) for kind in TOKEN_PRICE_KEYS}
 KEYS: Final = {
-    "plans.toml": {"default_plan": Key(_text), "plans": Key(_table)},
+    "plans.toml": {"default_plan": Key(_text), "plans": Key(_table), "billing": Key(_table, None)},
     "plans": PLAN_KEYS,
+    "billing": BILLING_KEYS,
     "models.toml": {"models": Key(_table)},
     "models": MODEL_KEYS,
     "prices": PRICE_KEYS,
@@ -366,21 +412,29 @@ def _check_rows(file: _File, table: str, rows: list[PriceRow]) -> None:
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
-def _plans(file: _File, model_ids: Mapping[str, str]) -> tuple[dict[str, Plan], str]:
+def _plans(file: _File, model_ids: Mapping[str, str]) -> tuple[dict[str, Plan], str, Billing]:
     top = file.read("", file.data, KEYS["plans.toml"])
-    plans = {plan_id: _plan(file, plan_id, data, model_ids) for plan_id, data in top["plans"].items()}
     default_plan_id = top["default_plan"]
+    plans = {
+        plan_id: _plan(file, plan_id, data, model_ids, given=plan_id == default_plan_id)
+        for plan_id, data in top["plans"].items()
+    }
     if default_plan_id not in plans:
         raise file.error("", "default_plan", f"{default_plan_id!r} is none of the plans: {', '.join(plans)}")
-    return plans, default_plan_id
+    return plans, default_plan_id, Billing(**file.read("billing", top["billing"] or {}, BILLING_KEYS))
 
 
-def _plan(file: _File, plan_id: str, data: object, model_ids: Mapping[str, str]) -> Plan:
+def _plan(file: _File, plan_id: str, data: object, model_ids: Mapping[str, str], *, given: bool) -> Plan:
+    """`given`: it is the default, which users have without paying."""
     table = f"plans.{plan_id}"
     if not _PLAN_ID.fullmatch(plan_id):
         raise file.error(table, "", "a plan id has at most 16 lower-case letters, digits, _ and -, a letter first")
     values = file.read(table, data, PLAN_KEYS)
-    for key, problem in _contradictions(values):
+    if given and values["sold"]:
+        raise file.error(table, "sold", "is the default plan: everybody has it without paying, so nobody can buy it")
+    if values["sold"] is None:
+        values["sold"] = values["price_cents"] > 0 and not given
+    for key, problem in (*_contradictions(values), *_selling_contradictions(values)):
         raise file.error(table, key, problem)
     unknown = [name for name in values["models"] if name not in model_ids]
     if unknown:
@@ -424,4 +478,39 @@ def _contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     longest, first = values["max_output_tokens"], values["slice_output_tokens"]
     if longest is not None and first is not None and first > longest:
         found.append(("slice_output_tokens", f"is {first}, more than max_output_tokens {longest}"))
+    return found
+
+
+def _selling_contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same for what checkout needs."""
+    found = []
+    monthly, annual = values["price_cents"], values["annual_price_cents"]
+    has_overage = values["quota_kind"] is QuotaKind.SOFT and values["quota_tokens"] is not None
+    if values["sold"] and not monthly:
+        found.append(("sold", "has no price: a plan that costs nothing is given, not sold"))
+    if not values["sold"]:
+        found += [
+            (key, "only a plan that is sold has this; this one is not")
+            for key in ("annual_price_cents", "trial_days", "issue_first_key")
+            if values[key]
+        ]
+    if annual is not None and not monthly <= annual <= 12 * monthly:
+        found.append(
+            (
+                "annual_price_cents",
+                f"is {annual}; a year costs between one month ({monthly}) and twelve ({12 * monthly})",
+            )
+        )
+    if values["trial_quota_tokens"] is not None:
+        if not values["trial_days"]:
+            found.append(("trial_quota_tokens", "there is no trial: trial_days is missing"))
+        if values["quota_tokens"] is not None and values["trial_quota_tokens"] > values["quota_tokens"]:
+            found.append(("trial_quota_tokens", f"is more than quota_tokens, {values['quota_tokens']}"))
+    if values["overage_opt_in"] and not has_overage:
+        found.append(("overage_opt_in", "only a soft quota of tokens has overage; this plan has none"))
+    if values["issue_first_key"] and not values["max_api_keys"]:
+        found.append(("issue_first_key", "max_api_keys is 0, so there is no key to issue"))
+    if values["sold"] and has_overage and values["period_kind"] is not PeriodKind.ANCHORED_MONTH:
+        # An invoice bills the last value of its meter: a period that restarts within one would lose what came before.
+        found.append(("period_kind", "overage is billed by invoice, so a sold plan that has it needs anchored_month"))
     return found

@@ -123,6 +123,10 @@ class StaleAccountError(Exception):
     """The meter carries a newer plan than the account in hand: load the account again. Never reaches a caller."""
 
 
+class SupersededError(Exception):
+    """What was to be written together with a change was written by somebody else: read it and decide again."""
+
+
 class UpstreamUnavailableError(TollgateError):
     """Upstream cannot be used now for reasons that are not the caller's (our key, our cap, no connection)."""
 
@@ -139,6 +143,39 @@ class StoreUnavailableError(TollgateError):
     """The table did not answer, so nothing can be metered and nothing is served."""
 
     error_code = "store_unavailable"
+
+
+class StripeUnavailableError(TollgateError):
+    """Stripe did not answer, was busy, or is in the middle of the same thing. Asking again is safe and may help."""
+
+    error_code = "stripe_unavailable"
+
+
+class StripeRefusedError(TollgateError):
+    """Stripe will not do this: something of ours is not set up, or not as Stripe has it.
+
+    `stripe_code` and `stripe_param` are for decisions and the log, never for the answer.
+    """
+
+    error_code = "stripe_refused"
+
+    def __init__(
+        self,
+        public_message: str,
+        *,
+        stripe_code: str,
+        stripe_param: str | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        super().__init__(public_message, error_code=error_code)
+        self.stripe_code = stripe_code
+        self.stripe_param = stripe_param
+
+
+class PaymentFailedError(StripeRefusedError):
+    """The card was declined, or its owner has to confirm the payment first."""
+
+    error_code = "payment_failed"
 
 
 class SignInUnavailableError(TollgateError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import ExpiryPolicy
-from tollgate.domain.principals import KeyLimits
+from tollgate.domain.principals import Account, KeyLimits
 from tollgate.domain.tokens import TokenCounts
 
 SKEW_SECONDS = 5
@@ -63,7 +63,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """One user's usage period as stored; `remaining = quota - settled - reserved` holds after every write."""
+    """One user's usage period as stored; `remaining = quota - settled - reserved` holds after every write.
+
+    What is settled beyond the quota is owed at the meter's price. When the plan changes, that overage is banked: its money
+    is kept aside and the quota grows by its tokens, so that the new plan's price and quota count from there.
+    """
 
     key: MeterKey
     quota_tokens: int
@@ -88,6 +92,13 @@ class Meter:
     """KeyLimits.id to what counts against that key's budget: charged to it, and reserved by its running calls."""
     key_rate_tats_ms: dict[str, int] = field(default_factory=dict)
     """KeyLimits.id to the key's own theoretical arrival time, epoch milliseconds."""
+    overage_price_nanousd: int = 0
+    """Of each token beyond the quota. 0 on meters from before there was billing: nothing is owed for what was used on
+    them until a change of plan sets it."""
+    banked_tokens: int = 0
+    """Overage of this period under earlier plans; the quota contains it."""
+    banked_nanousd: int = 0
+    """What is owed for it."""
 
     @property
     def reserved_tokens(self) -> int:
@@ -103,8 +114,18 @@ class Meter:
         return budget_tokens - self.key_tokens.get(key_id, 0)
 
     @property
-    def overage_tokens(self) -> int:
+    def tokens_beyond_quota(self) -> int:
         return max(0, self.settled_tokens - self.quota_tokens)
+
+    @property
+    def overage_tokens(self) -> int:
+        """All overage of the period, at whatever prices."""
+        return self.banked_tokens + self.tokens_beyond_quota
+
+    @property
+    def overage_nanousd(self) -> int:
+        """What is owed for it: each token at the price in force when it was settled."""
+        return self.banked_nanousd + self.tokens_beyond_quota * self.overage_price_nanousd
 
     @property
     def settled_requests(self) -> int:
@@ -121,6 +142,41 @@ class Meter:
             for reservation_id, ended_at in self.tombstones.items()
             if ended_at + TOMBSTONE_SECONDS + 2 * SKEW_SECONDS < now_seconds
         )[:10]
+
+
+@dataclass(frozen=True, slots=True)
+class Resizing:
+    """What a running meter becomes when the plan changes. What is settled and reserved stays."""
+
+    quota_tokens: int
+    overage_cap_tokens: int
+    overage_price_nanousd: int
+    banked_tokens: int
+    banked_nanousd: int
+    counts_reserved: bool
+    """The figures hold only for the reservations that were seen."""
+
+
+def resize(meter: Meter, account: Account) -> Resizing:
+    """The meter on the account's plan: neither makes overage of what was no overage, nor forgives any.
+
+    Overage so far is banked at the old price, unless quota and price stay as they are. A smaller plan's quota ends at what
+    is used and reserved already, as far as the larger plan covered it. The cap counts all overage of the period.
+    """
+    plan, price = account.plan, account.plan.overage_price_nanousd_per_token
+    tokens, nanousd, quota = meter.banked_tokens, meter.banked_nanousd, meter.quota_tokens
+    if (quota, meter.overage_price_nanousd) != (plan.stored_quota_tokens + tokens, price):
+        beyond = meter.tokens_beyond_quota
+        tokens, nanousd, quota = tokens + beyond, nanousd + beyond * meter.overage_price_nanousd, quota + beyond
+    wanted = plan.stored_quota_tokens + tokens
+    return Resizing(
+        quota_tokens=max(wanted, min(quota, meter.settled_tokens + meter.reserved_tokens)),
+        overage_cap_tokens=account.overage_left_tokens(tokens, nanousd),
+        overage_price_nanousd=price,
+        banked_tokens=tokens,
+        banked_nanousd=nanousd,
+        counts_reserved=wanted < quota,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,35 @@ class PeriodKind(StrEnum):
     ANCHORED_MONTH = "anchored_month"
 
 
+class TaxKind(StrEnum):
+    """Who works out sales tax."""
+
+    NONE = "none"
+    STRIPE_TAX = "stripe_tax"
+    """Stripe does, the seller files it."""
+    MANAGED = "managed"
+    """Stripe sells in the seller's name and files it (Managed Payments)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Billing:
+    """How a catalog is sold, the same for all of its plans."""
+
+    currency: str = "usd"
+    """Of every price and of overage; one with hundredths, which are called cents here."""
+    tax: TaxKind = TaxKind.NONE
+    promotion_codes: bool = False
+    """Whether checkout has a field for them."""
+    grace_days: int = 7
+    """How long a plan lasts after a payment has failed; overage ends at once."""
+    fee_permille: int = 29
+    """What the card costs of each payment; for margins only, like the two below."""
+    fee_cents: int = 30
+    billing_fee_permille: int = 7
+    overage_lookup_key: str = "tollgate_overage"
+    meter_event_name: str = "tollgate_overage"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a user may do. `None` means not limited; tokens are billable tokens unless a name says otherwise."""
@@ -58,6 +87,19 @@ class Plan:
     """The operator's own sentence, appended to the quota refusal: where to get more."""
     pool_tokens: int | None = None
     """What all users of the plan may use together in a calendar month; at least the most that one may use."""
+    annual_price_cents: int | None = None
+    """For a year at once; None: sold by the month only. The usage period stays a month."""
+    trial_days: int = 0
+    trial_quota_tokens: int | None = None
+    """Quota of a usage period that begins in the trial; None: that of the plan. A trial has no overage."""
+    protected: bool = False
+    """It must not be able to lose money: `tollgate plans lint` fails when it can."""
+    overage_opt_in: bool = False
+    """Overage only for users who asked for it."""
+    issue_first_key: bool = False
+    """The first payment entitles the user to an API key, shown once."""
+    sold: bool = False
+    """It can be bought by checkout."""
 
     def allows_model(self, model_id: str) -> bool:
         return not self.models or model_id in self.models
@@ -65,6 +107,11 @@ class Plan:
     @property
     def hard(self) -> bool:
         return self.quota_kind is QuotaKind.HARD
+
+    @property
+    def overage_price_nanousd_per_token(self) -> int:
+        """The same figure: a thousandth of a micro-USD is a nano-USD."""
+        return self.overage_price_microusd_per_1k_tokens
 
     @property
     def stored_quota_tokens(self) -> int:

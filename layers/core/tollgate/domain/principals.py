@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from tollgate.domain.plans import Plan
+from tollgate.domain.subscriptions import Entitlements
+
+NANOUSD_PER_CENT: Final = 10_000_000
 
 
 class CredentialKind(StrEnum):
@@ -56,7 +60,11 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A user's stored standing: which plan, in which version, since when."""
+    """A user's stored standing: which plan, in which version, since when.
+
+    Every change of what a user may do moves `plan_version`: the plan, the anchor, `trial`, `overage_blocked`, `paid`, the
+    user's own overage cap. Whoever has an older one in hand is refused by the meter and loads the account again.
+    """
 
     tenant_id: str
     user_id: str
@@ -71,6 +79,29 @@ class Profile:
     """When the account was deleted. What is left then names nobody, and no credential opens it again."""
     email_verified: bool = True
     """False: the user pool has said that nobody has confirmed the address; calls are answered `email_not_verified`."""
+    created_at: datetime | None = None
+    """When the account was made, in whole seconds; not given: at the anchor, which a subscription moves later."""
+    trial: bool = False
+    """The plan's trial quota, and no overage."""
+    overage_blocked: bool = False
+    """A payment has failed: no overage until it is made good."""
+    overage_cap_cents: int | None = None
+    """The user's own limit to overage in one usage period, in cents; 0: none at all. None: never chosen."""
+
+    def __post_init__(self) -> None:
+        if self.created_at is None:
+            object.__setattr__(self, "created_at", self.anchor_at)
+
+    def entitled_to(self, entitlements: Entitlements) -> Profile:
+        """The same user with these entitlements, in the same version."""
+        return replace(
+            self,
+            plan_id=entitlements.plan_id,
+            anchor_at=entitlements.anchor_at or self.created_at or self.anchor_at,
+            trial=entitlements.trial,
+            overage_blocked=entitlements.overage_blocked,
+            paid=entitlements.paid,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +121,22 @@ class Account:
 
     profile: Profile
     plan: Plan
+    """As it is for this user: see `effective_plan`."""
+    catalog_plan: Plan | None = None
+    """As everybody can read it in the catalog; None: it is the same for this user."""
+
+    @classmethod
+    def of(cls, profile: Profile, plan: Plan) -> Account:
+        """`plan`: the profile's, as the catalog has it."""
+        return cls(profile, effective_plan(plan, profile), plan)
+
+    @property
+    def listed_plan(self) -> Plan:
+        return self.catalog_plan or self.plan
+
+    def overage_left_tokens(self, banked_tokens: int, banked_nanousd: int) -> int:
+        """How far this usage period may still go beyond its quota when so much overage is owed already."""
+        return _overage_tokens(self.listed_plan, self.profile, banked_tokens, banked_nanousd)
 
     @property
     def tenant_id(self) -> str:
@@ -98,3 +145,28 @@ class Account:
     @property
     def user_id(self) -> str:
         return self.profile.user_id
+
+
+def effective_plan(plan: Plan, profile: Profile) -> Plan:
+    """The catalog's plan as it is for one user: the trial's quota, and overage as far as plan, payments and user allow.
+
+    The user's own cap is in money, and becomes tokens by the plan's price.
+    """
+    quota_tokens = plan.quota_tokens
+    if profile.trial and plan.trial_quota_tokens is not None:
+        quota_tokens = plan.trial_quota_tokens
+    cap_tokens = _overage_tokens(plan, profile, 0, 0)
+    if (quota_tokens, cap_tokens) == (plan.quota_tokens, plan.overage_cap_tokens):
+        return plan
+    return replace(plan, quota_tokens=quota_tokens, overage_cap_tokens=cap_tokens)
+
+
+def _overage_tokens(plan: Plan, profile: Profile, banked_tokens: int, banked_nanousd: int) -> int:
+    own_cents, price_nanousd = profile.overage_cap_cents, plan.overage_price_nanousd_per_token
+    unasked = plan.overage_opt_in and own_cents is None
+    if profile.trial or profile.overage_blocked or unasked or own_cents == 0:
+        return 0
+    tokens = plan.overage_cap_tokens - banked_tokens
+    if own_cents is not None and price_nanousd > 0:
+        tokens = min(tokens, (own_cents * NANOUSD_PER_CENT - banked_nanousd) // price_nanousd)
+    return max(0, tokens)

@@ -6,9 +6,17 @@ Instants are aware UTC in whole seconds, as Stripe's are. No I/O, no clock. Stri
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
+
+LATE_SECONDS: Final = 2 * 3600
+"""How long after an instant at which Stripe changes something by itself we look whether it has: a renewal's invoice is
+open for an hour before it is paid."""
+LOOK_AGAIN_SECONDS: Final = 3600
+"""How soon we look again at what cannot be right as it is, such as a plan that the catalog does not know."""
 
 
 class SubscriptionStatus(StrEnum):
@@ -64,6 +72,33 @@ class RemoteSubscription:
     """The plan that a schedule puts it on at `pending_at`."""
     pending_at: datetime | None = None
     schedule_id: str | None = None
+    owed_since_at: datetime | None = None
+    """When the oldest invoice of it that is still open became due; told while a payment is owed, None otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteDispute:
+    """A payment that its payer has disputed, as Stripe has it now."""
+
+    id: str
+    charge_id: str
+    customer_id: str | None
+    open: bool
+    """False: it was won or lost, or was an inquiry only."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRefund:
+    """Money that went back, as Stripe has it now."""
+
+    id: str
+    charge_id: str | None
+    customer_id: str | None
+    amount_cents: int
+    currency: str
+    status: str
+    """Stripe's word: `succeeded`, `pending`, `failed`, …"""
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +130,13 @@ class Subscriber:
     dispute_ids: frozenset[str] = frozenset()
     """Disputes that are open: until they are closed, calls are answered `payment_required`."""
     checkout: OpenCheckout | None = None
+    first_key_due: bool = False
+    """The plan issues a first API key, it is paid for, and the user has not fetched it yet."""
     first_key_issued: bool = False
+    """The first key was fetched; no other ever becomes due."""
     synced_at: datetime | None = None
+    check_at: datetime | None = None
+    """When the hourly run looks at this subscriber by itself; None: nothing changes without an event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +153,103 @@ class Entitlements:
     """False: a payment is disputed."""
     check_at: datetime | None = None
     """When this ends by time alone (the grace after a failed payment): look again then."""
+
+
+_STANDING: Final = {
+    SubscriptionStatus.ACTIVE: 0,
+    SubscriptionStatus.TRIALING: 0,
+    SubscriptionStatus.PAST_DUE: 0,
+    SubscriptionStatus.UNPAID: 1,
+    SubscriptionStatus.PAUSED: 1,
+    SubscriptionStatus.INCOMPLETE: 2,
+    SubscriptionStatus.CANCELED: 3,
+    SubscriptionStatus.INCOMPLETE_EXPIRED: 3,
+}
+"""What counts before what: served, then waiting for money or for the user, then never paid, then over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of a customer's subscriptions counts."""
+
+    counts: RemoteSubscription | None
+    surplus: tuple[RemoteSubscription, ...]
+    """Others that are not over: nobody may pay twice, so they are ended. Newest first."""
+
+
+def choose_subscription(subscriptions: Iterable[RemoteSubscription]) -> Choice:
+    """The one that counts: the best standing, and among equals the oldest; when all are over, the newest.
+
+    Subscriptions without a plan of ours are somebody else's business: they neither count nor are they ended.
+    """
+    ours = [one for one in subscriptions if one.plan_id is not None]
+    alive = sorted((one for one in ours if not one.status.ended), key=_rank)
+    if alive:
+        return Choice(alive[0], tuple(sorted(alive[1:], key=lambda one: (one.created_at, one.id), reverse=True)))
+    return Choice(max(ours, key=lambda one: (one.created_at, one.id), default=None), ())
+
+
+def _rank(subscription: RemoteSubscription) -> tuple[int, datetime, str]:
+    return _STANDING[subscription.status], subscription.created_at, subscription.id
+
+
+def past_due_since(seen: Subscriber, subscription: RemoteSubscription | None, now: datetime) -> datetime | None:
+    """The first failure of the payment that is owed now; None when nothing is.
+
+    Stripe's own invoice tells it. Where it does not, the instant remembered for the same subscription stands, and else
+    it is now: a duplicate or a late notice of a failure cannot move it, nor bring it back once Stripe says it is paid.
+    """
+    if subscription is None or subscription.status is not SubscriptionStatus.PAST_DUE:
+        return None
+    if subscription.owed_since_at is not None:
+        return subscription.owed_since_at
+    same = seen.subscription is not None and seen.subscription.id == subscription.id
+    return seen.past_due_since_at if same and seen.past_due_since_at is not None else now
+
+
+def entitlements_of(subscriber: Subscriber, *, default_plan_id: str, grace_days: int, now: datetime) -> Entitlements:
+    """What the user may do. Whatever is not paid for, or not any more, is the default plan's.
+
+    Usage periods are counted from the instant that Stripe counts the subscription's months from, also where the plan is
+    paid by the year: what is counted and what the overage price bills are the same month.
+    """
+    paid = not subscriber.dispute_ids
+    nothing = Entitlements(default_plan_id, None, paid=paid)
+    subscription = subscriber.subscription
+    if subscription is None or subscription.plan_id is None:
+        return nothing
+    plan_id, anchor_at = subscription.plan_id, subscription.anchor_at
+    match subscription.status:
+        case SubscriptionStatus.ACTIVE:
+            return Entitlements(plan_id, anchor_at, paid=paid)
+        case SubscriptionStatus.TRIALING:
+            return Entitlements(plan_id, anchor_at, trial=True, paid=paid)
+        case SubscriptionStatus.PAST_DUE:
+            grace_ends_at = (subscriber.past_due_since_at or now) + timedelta(days=grace_days)
+            if now < grace_ends_at:
+                return Entitlements(plan_id, anchor_at, overage_blocked=True, paid=paid, check_at=grace_ends_at)
+            return nothing
+        case _:
+            return nothing
+
+
+def next_check_at(
+    subscription: RemoteSubscription | None, entitlements: Entitlements, now: datetime
+) -> datetime | None:
+    """When to look again without being told: at the end of a grace, and some time after Stripe acts by itself.
+
+    So an event that never came delays what it would have done by hours at most.
+    """
+    due = [] if entitlements.check_at is None else [entitlements.check_at]
+    if subscription is not None and not subscription.status.ended:
+        acts_at = (
+            subscription.trial_end_at,
+            subscription.cancel_at,
+            subscription.pending_at,
+            subscription.period_end_at,
+            subscription.metered_end_at,
+        )
+        late = [at + timedelta(seconds=LATE_SECONDS) for at in acts_at if at is not None]
+        soon = now + timedelta(seconds=LOOK_AGAIN_SECONDS)
+        due += [at if at > now else soon for at in late if at > now - timedelta(days=1)]
+    return min(due, default=None)

@@ -62,7 +62,7 @@ class Accounts:
         if known is not None:
             return known
         profile = self._users.find_profile(*key) or self._users.create_profile(self._new_profile(principal, now))
-        account = Account(profile, self._catalog.plan(profile.plan_id))
+        account = Account.of(profile, self._catalog.plan(profile.plan_id))
         self._cache.put(key, account, now)
         return account
 

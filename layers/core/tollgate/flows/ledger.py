@@ -10,10 +10,12 @@ when something is swept, never for whether the sums are right. `tests/simulation
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from math import ceil
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from tollgate.domain.caches import AgingCache
 from tollgate.domain.errors import (
@@ -23,6 +25,7 @@ from tollgate.domain.errors import (
     RateLimitedError,
     StaleAccountError,
     StoreUnavailableError,
+    SupersededError,
     TollgateError,
 )
 from tollgate.domain.ledger import (
@@ -39,11 +42,16 @@ from tollgate.domain.ledger import (
     Settlement,
     charge_for_expiry,
 )
+from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy, Plan
-from tollgate.domain.principals import Account, KeyLimits
+from tollgate.domain.principals import Account, KeyLimits, Profile
 from tollgate.domain.sources import Clock, IdSource
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.domain.tokens import TokenCounts
-from tollgate.storage.meters import Booking, KeyStep, Meters, Opening, RateStep, Written
+from tollgate.storage.meters import Booking, Changing, KeyStep, Meters, Opening, RateStep, RunningMeter, Written
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import TransactWriteItemTypeDef
 
 CONFLICT_PAUSE_SECONDS: Final = 0.005
 """First wait while somebody's transaction is under way on the meter; doubled each round, 0.6 s in all at most."""
@@ -67,6 +75,8 @@ class Ledger:
         self._ids = ids
         self._rates: dict[tuple[MeterKey, str], tuple[int, float]] = {}
         """Of a user (empty text) or one of its keys: the theoretical arrival time last seen, and when."""
+        self._caps: dict[MeterKey, tuple[int, int]] = {}
+        """Of meters whose overage cap is not that of the account's plan, because overage was banked: plan version, cap."""
         self._outside_pool: AgingCache[tuple[MeterKey, str], bool] = AgingCache(
             max_entries=RATE_MEMORY_SIZE, max_age_seconds=POOL_MEMORY_SECONDS
         )
@@ -80,7 +90,7 @@ class Ledger:
         if self._outside_pool.get((key, account.plan.id), self._clock.now_seconds()):
             _refuse_pool(account.plan, key, ask)
         self._refuse_from_memory(account.plan, key, ask.limits)
-        attempt = _Attempt(ask, self._new_reservation(ask), account.plan.overage_cap_tokens)
+        attempt = _Attempt(ask, self._new_reservation(ask), self._cap_of(account, key))
         try:
             return self._reserve(account, key, attempt)
         except (TollgateError, StaleAccountError):
@@ -162,20 +172,62 @@ class Ledger:
                 ended += 1
         return ended
 
-    def change_plan(self, account: Account, key: MeterKey, plan: Plan) -> None:
-        """Put the user on `plan` in profile and running meter at once; streams under way keep what they hold.
+    def change_entitlements(
+        self,
+        account: Account,
+        entitlements: Entitlements,
+        plan: Plan,
+        *,
+        also: Sequence[TransactWriteItemTypeDef] = (),
+    ) -> Account:
+        """Put the user on these entitlements, in profile and running meter at once; streams keep what they hold.
 
-        Raises StaleAccountError when the account is not the newest, StoreUnavailableError.
+        `plan`: the catalog's, of `entitlements.plan_id`. `also`: the caller's own writes, in the same transaction; they
+        are all that is written when the entitlements are those that the user has. Returns the account as it is then.
+        Raises StaleAccountError (the profile moved) and SupersededError (`also` was refused by its own condition): read
+        again and decide again; StoreUnavailableError: nobody knows whether it was written.
         """
-        seen_version = account.profile.plan_version
+        return self._change(account, Account.of(account.profile.entitled_to(entitlements), plan), also)
+
+    def choose_overage(self, account: Account, cap_cents: int | None) -> Account:
+        """The user's own limit to overage in one usage period, by the same rules; 0: none, None: as the plan says."""
+        profile = replace(account.profile, overage_cap_cents=cap_cents)
+        return self._change(account, Account.of(profile, account.listed_plan), ())
+
+    def _change(self, account: Account, wanted: Account, also: Sequence[TransactWriteItemTypeDef]) -> Account:
+        seen = account.profile
+        moves = wanted.profile != seen
+        if not (moves or also):
+            return account
+        if moves:
+            wanted = replace(wanted, profile=replace(wanted.profile, plan_version=seen.plan_version + 1))
         for round_number in range(MAX_ROUNDS):
-            meter = self._meters.find(key)
-            if meter is not None and meter.plan_version > seen_version:
-                raise StaleAccountError
-            if self._meters.change_plan(key, meter, plan, seen_version):
-                return
+            done = self._write_change(account, wanted, also) if moves else self._meters.write_unchanged(seen, also)
+            match done:
+                case Changing.DONE:
+                    return wanted
+                case Changing.STALE_ACCOUNT:
+                    raise StaleAccountError
+                case Changing.SUPERSEDED:
+                    raise SupersededError
             self._wait_for_others(round_number)
-        raise StaleAccountError
+        raise StoreUnavailableError("The usage store is busy.")
+
+    def _write_change(self, account: Account, wanted: Account, also: Sequence[TransactWriteItemTypeDef]) -> Changing:
+        """One round: the meters as they are now, and the transaction that fits them."""
+        now = datetime.fromtimestamp(self._clock.now_seconds(), UTC)
+        enters, leaves = account_key(wanted, now), account_key(account, now)
+        return self._meters.change_entitlements(
+            account.profile,
+            wanted,
+            enters=self._running(enters),
+            # By what is stored as its name: months from two anchors may begin together and end a day apart.
+            leaves=None if leaves.period.id == enters.period.id else self._running(leaves),
+            also=also,
+        )
+
+    def _running(self, key: MeterKey) -> RunningMeter:
+        return RunningMeter(key, self._meters.find(key))
 
     # ---- admission
 
@@ -184,7 +236,7 @@ class Ledger:
             written = self._write_reservation(account, key, attempt)
             attempt.sent_twice |= written.sent_twice
             if written.meter is not None:
-                self._remember_rate(key, written.meter, attempt.ask.limits)
+                self._remember(account, key, written.meter, attempt.ask.limits)
             if written.applied and written.meter is not None:
                 return attempt.grant(key, written.meter)
             if written.conflict:
@@ -200,14 +252,14 @@ class Ledger:
             if mine is not None or attempt.reservation.id in written.meter.tombstones:
                 attempt.reservation = self._new_reservation(attempt.ask)  # somebody else's id
                 continue
-            self._after_refusal(account, written.meter, attempt)
+            self._after_refusal(account, key, written.meter, attempt, round_number)
         raise RateLimitedError(
             "Too many calls of this user at the same moment. Try again.", retry_after_seconds=1, error_code="contention"
         )
 
     def _open(self, account: Account, key: MeterKey, ask: Ask, round_number: int) -> None:
         """The first call of a usage period: make its meter, if the plan's pool has room for one more user."""
-        match self._meters.create(key, account.plan, account.profile.plan_version):
+        match self._meters.create(key, account.plan, account.profile.plan_version, listed=account.listed_plan):
             case Opening.STALE_PLAN:
                 raise StaleAccountError
             case Opening.POOL_USED_UP:
@@ -255,14 +307,15 @@ class Ledger:
             raise DuplicateRequestError("A request with this idempotency key was already accepted.")
         return written
 
-    def _after_refusal(self, account: Account, meter: Meter, attempt: _Attempt) -> None:
+    def _after_refusal(
+        self, account: Account, key: MeterKey, meter: Meter, attempt: _Attempt, round_number: int
+    ) -> None:
         """Find out why, from the item that refused; either mend the attempt for another round, or raise."""
         version = account.profile.plan_version
         if meter.plan_version > version:
             raise StaleAccountError
         if meter.plan_version < version:
-            if not self._meters.carry_plan(meter, account.plan, version):
-                raise StaleAccountError
+            self._carry(account, key, meter, round_number)
             return
         if meter.overage_cap_tokens != attempt.overage_cap_tokens:
             attempt.overage_cap_tokens = meter.overage_cap_tokens
@@ -282,6 +335,14 @@ class Ledger:
             _refuse_key_rate(attempt.key_rate, meter.key_rate_tats_ms.get(limits.id, 0), limits)
         _refuse_rate(attempt.rate, meter.rate_tat_ms)
         self._fit(account.plan, meter, attempt)
+
+    def _carry(self, account: Account, key: MeterKey, meter: Meter, round_number: int) -> None:
+        """The meter has not heard of the account's plan yet, as when it was opened by a clock that was ahead."""
+        match self._meters.carry_plan(key, meter, account):
+            case Changing.STALE_ACCOUNT:
+                raise StaleAccountError
+            case Changing.MOVED:
+                self._wait_for_others(round_number)
 
     def _fit(self, plan: Plan, meter: Meter, attempt: _Attempt) -> None:
         """Clamp the attempt to the room there is, or raise QuotaExceededError."""
@@ -324,7 +385,7 @@ class Ledger:
                     continue
                 if written.meter is None and not written.conflict:
                     # What is under way may land on a meter that another call opens: open it, to forbid it there.
-                    self._meters.create(key, account.plan, account.profile.plan_version)
+                    self._meters.create(key, account.plan, account.profile.plan_version, listed=account.listed_plan)
                 if self._meters.forbid(key, reservation.id, now).applied:
                     break
         if attempt.ask.idempotency_key is not None:
@@ -347,6 +408,20 @@ class Ledger:
             last_tat_ms, _ = self._rates.get((key, limits.id), (0, 0.0))
             rate = _gcra_step(limits.requests_per_minute, limits.burst_requests, now_seconds, last_tat_ms)
         return KeyStep(limits.id, limits.budget_tokens, rate)
+
+    def _cap_of(self, account: Account, key: MeterKey) -> int:
+        """The overage cap that the meter most probably has: a wrong one costs a write, not more."""
+        version, cap_tokens = self._caps.get(key, (0, 0))
+        return cap_tokens if version == account.profile.plan_version else account.plan.overage_cap_tokens
+
+    def _remember(self, account: Account, key: MeterKey, meter: Meter, limits: KeyLimits | None) -> None:
+        self._remember_rate(key, meter, limits)
+        if meter.overage_cap_tokens == account.plan.overage_cap_tokens:
+            self._caps.pop(key, None)
+            return
+        if len(self._caps) >= RATE_MEMORY_SIZE:
+            self._caps.clear()
+        self._caps[key] = meter.plan_version, meter.overage_cap_tokens
 
     def _remember_rate(self, key: MeterKey, meter: Meter, limits: KeyLimits | None) -> None:
         if len(self._rates) >= RATE_MEMORY_SIZE:
@@ -442,6 +517,12 @@ class Ledger:
         """Transactions on one item exclude each other for milliseconds; a random share keeps two of us out of step."""
         share = 0.5 + self._ids.random_bytes(1)[0] / 510
         self._clock.pause(CONFLICT_PAUSE_SECONDS * 2**round_number * share)
+
+
+def account_key(account: Account, instant: datetime) -> MeterKey:
+    """The meter of the account's usage period that contains the instant."""
+    period = period_at(account.plan.period_kind, account.profile.anchor_at, instant)
+    return MeterKey(account.tenant_id, account.user_id, period)
 
 
 class _Attempt:
@@ -564,7 +645,8 @@ def _refuse_pool(plan: Plan, key: MeterKey, ask: Ask) -> NoReturn:
 
 def _refuse_quota(plan: Plan, meter: Meter, ask: Ask, reason: str) -> NoReturn:
     period = meter.key.period
-    what = "quota" if plan.hard else "overage cap"
+    without_overage = plan.hard or not (meter.overage_cap_tokens or meter.overage_tokens)
+    what = "quota" if without_overage else "overage cap"
     message = (
         f"The {what} of the usage period {period.start_at:%d %b} to {period.end_at:%d %b %Y} has no room for this call:"
         f" {reason}. It renews on {period.end_at:%d %b %Y at %H:%M} UTC."
@@ -574,5 +656,5 @@ def _refuse_quota(plan: Plan, meter: Meter, ask: Ask, reason: str) -> NoReturn:
         remaining_tokens=max(0, meter.room_tokens),
         needed_tokens=ask.amount_tokens,
         resets_at=period.end_at,
-        error_code="quota_exceeded" if plan.hard else "overage_cap_reached",
+        error_code="quota_exceeded" if without_overage else "overage_cap_reached",
     )

@@ -8,7 +8,7 @@ none is a reserved word. Late duplicates, lost answers and retries are expected;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -16,9 +16,10 @@ from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from tollgate.domain.ledger import Meter, MeterKey, Reservation
+from tollgate.domain.ledger import Meter, MeterKey, Reservation, resize
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import Plan
+from tollgate.domain.principals import Account, Profile
 from tollgate.domain.tokens import TokenCounts
 from tollgate.storage.table import (
     Table,
@@ -34,7 +35,7 @@ from tollgate.storage.table import (
     store_outages,
     user_pk,
 )
-from tollgate.storage.users import profile_key
+from tollgate.storage.users import entitle, profile_key
 
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
@@ -77,6 +78,26 @@ class Opening(Enum):
     """The plan's pool has no room for another user this month."""
     CONFLICT = auto()
     """Refused only because another transaction was under way: the same may be tried again."""
+
+
+class Changing(Enum):
+    """What became of an attempt to change what a user may do."""
+
+    DONE = auto()
+    STALE_ACCOUNT = auto()
+    """The profile carries another version by now."""
+    SUPERSEDED = auto()
+    """What was to be written with it was refused by its own condition."""
+    MOVED = auto()
+    """A meter moved since it was read, or another transaction was under way: read it and try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMeter:
+    """The meter of a period that contains now, as read; None: not opened yet."""
+
+    key: MeterKey
+    meter: Meter | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +202,12 @@ class Meters:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
-    def create(self, key: MeterKey, plan: Plan, plan_version: int) -> Opening:
+    def create(self, key: MeterKey, plan: Plan, plan_version: int, *, listed: Plan | None = None) -> Opening:
         """Open the meter of a period on the given plan, and take the most it can ever use out of the plan's pool.
 
         Together or not at all, so that what is taken is exactly what the open meters can use. A meter that already
-        exists is left alone, and takes nothing.
+        exists is left alone, and takes nothing. `listed`: the plan as the catalog has it, where the user's own allows
+        less for now; it counts for the pool, which cannot be asked again when the user is allowed more.
         """
         pk = user_pk(key.tenant_id, key.user_id)
         item = attributes(
@@ -203,12 +225,13 @@ class Meters:
             req_remaining=plan.stored_quota_requests,
             plan_id=plan.id,
             plan_version=plan_version,
+            ov_rate=plan.overage_price_nanousd_per_token or None,
             **dict.fromkeys(_COUNTERS, 0),
         )
         put: TransactWriteItemTypeDef = {
             "Put": {"TableName": self._table.name, "Item": item, "ConditionExpression": "attribute_not_exists(PK)"}
         }
-        pool = [] if plan.pool_tokens is None else [self._take_from_pool(key, plan, plan.pool_tokens)]
+        pool = [] if plan.pool_tokens is None else [self._take_from_pool(key, listed or plan, plan.pool_tokens)]
         done = self._transact([self._check_plan_version(key, plan_version), put, *pool])
         if done.applied:
             return Opening.OPEN
@@ -489,64 +512,116 @@ class Meters:
             meter["ExpressionAttributeNames"] = _key_name(reservation)
         return self._transact([fix, self._in_transaction(key, meter)]).applied
 
-    def carry_plan(self, meter: Meter, plan: Plan, plan_version: int) -> bool:
-        """Bring a running meter to the profile's newer plan; False when either moved meanwhile."""
-        check = self._check_plan_version(meter.key, plan_version)
-        return self._transact([check, self._resize(meter, plan, plan_version)]).applied
+    def carry_plan(self, key: MeterKey, meter: Meter, account: Account) -> Changing:
+        """Bring a running meter to the profile's newer version."""
+        check = self._check_plan_version(key, account.profile.plan_version)
+        return self._change([check], [self._resize(key, meter, account)], ())
 
-    def change_plan(self, key: MeterKey, meter: Meter | None, plan: Plan, seen_version: int) -> bool:
-        """Move profile and running meter to `plan` as version `seen_version + 1`; False when either moved meanwhile."""
-        profile: TransactWriteItemTypeDef = {
-            "Update": {
-                "TableName": self._table.name,
-                "Key": profile_key(key.tenant_id, key.user_id),
-                "UpdateExpression": "SET plan_id = :plan, plan_version = :next",
-                "ConditionExpression": "plan_version = :seen",
-                "ExpressionAttributeValues": {
-                    ":plan": s(plan.id),
-                    ":next": n(seen_version + 1),
-                    ":seen": n(seen_version),
-                },
-            }
-        }
-        absent: TransactWriteItemTypeDef = {
+    def change_entitlements(
+        self,
+        seen: Profile,
+        account: Account,
+        *,
+        leaves: RunningMeter | None,
+        enters: RunningMeter,
+        also: Sequence[TransactWriteItemTypeDef],
+    ) -> Changing:
+        """Profile, running meters and the caller's own items, all or none: `account` is what the user becomes.
+
+        `enters`: of the period that runs under it, brought to its plan. `leaves`: of the period that ran until now, when
+        that is another one; it keeps its figures and is closed to whoever still has the old version in hand.
+        """
+        meters = [self._resize_or_absent(enters, account)]
+        if leaves is not None:
+            meters.append(self._leave_or_absent(leaves, account.profile.plan_version))
+        return self._change([entitle(self._table, account.profile, seen.plan_version)], meters, also)
+
+    def write_unchanged(self, profile: Profile, also: Sequence[TransactWriteItemTypeDef]) -> Changing:
+        """The caller's own items alone, as long as the profile is the one that was seen."""
+        return self._change([self._check_plan_version(profile, profile.plan_version)], [], also)
+
+    def _change(
+        self,
+        profile: list[TransactWriteItemTypeDef],
+        meters: list[TransactWriteItemTypeDef],
+        also: Sequence[TransactWriteItemTypeDef],
+    ) -> Changing:
+        done = self._transact([*profile, *meters, *also])
+        if done.applied:
+            return Changing.DONE
+        failed = [reason.get("Code") == _FAILED for reason in done.reasons]
+        if failed[0]:
+            return Changing.STALE_ACCOUNT
+        return Changing.SUPERSEDED if any(failed[1 + len(meters) :]) else Changing.MOVED
+
+    def _resize_or_absent(self, running: RunningMeter, account: Account) -> TransactWriteItemTypeDef:
+        if running.meter is None:
+            return self._check_absent(running.key)
+        return self._resize(running.key, running.meter, account)
+
+    def _leave_or_absent(self, running: RunningMeter, plan_version: int) -> TransactWriteItemTypeDef:
+        if running.meter is None:
+            return self._check_absent(running.key)
+        return self._in_transaction(
+            running.key,
+            {
+                "UpdateExpression": "SET plan_version = :next",
+                # Whatever happened to it since: the version only moves on, and the profile's stands for all of them.
+                "ConditionExpression": "attribute_exists(PK)",
+                "ExpressionAttributeValues": {":next": n(plan_version)},
+            },
+        )
+
+    def _check_absent(self, key: MeterKey) -> TransactWriteItemTypeDef:
+        return {
             "ConditionCheck": {
                 "TableName": self._table.name,
                 "Key": attributes(PK=user_pk(key.tenant_id, key.user_id), SK=_sk(key.period)),
                 "ConditionExpression": "attribute_not_exists(PK)",
             }
         }
-        running = absent if meter is None else self._resize(meter, plan, seen_version + 1)
-        return self._transact([profile, running]).applied
 
-    def _resize(self, meter: Meter, plan: Plan, plan_version: int) -> TransactWriteItemTypeDef:
+    def _resize(self, key: MeterKey, meter: Meter, account: Account) -> TransactWriteItemTypeDef:
+        plan, to = account.plan, resize(meter, account)
+        condition = "plan_version = :seen AND settled = :settled"
+        values = {
+            ":quota": n(to.quota_tokens),
+            ":more": n(to.quota_tokens - meter.quota_tokens),
+            ":cap": n(to.overage_cap_tokens),
+            ":price": n(to.overage_price_nanousd),
+            ":banked": n(to.banked_tokens),
+            ":nanousd": n(to.banked_nanousd),
+            ":req_quota": n(plan.stored_quota_requests),
+            ":more_requests": n(plan.stored_quota_requests - meter.quota_requests),
+            ":plan": s(plan.id),
+            ":next": n(account.profile.plan_version),
+            # Months from two anchors may begin together and end a day apart.
+            ":end": n(epoch_seconds(key.period.end_at)),
+            ":seen": n(meter.plan_version),
+            ":settled": n(meter.settled_tokens),
+        }
+        if to.counts_reserved:
+            condition += " AND remaining = :remaining"
+            values[":remaining"] = n(meter.remaining_tokens)
         return self._in_transaction(
-            meter.key,
+            key,
             {
                 "UpdateExpression": (
-                    "SET quota = :quota, remaining = remaining + :more, overage_cap = :cap, req_quota = :req_quota,"
-                    " req_remaining = req_remaining + :more_requests, plan_id = :plan, plan_version = :next"
+                    "SET quota = :quota, remaining = remaining + :more, overage_cap = :cap, ov_rate = :price,"
+                    " ov_tokens = :banked, ov_nanousd = :nanousd, req_quota = :req_quota,"
+                    " req_remaining = req_remaining + :more_requests, plan_id = :plan, plan_version = :next,"
+                    " end_at = :end"
                 ),
-                # The version moves with every change of the quota, so it stands for all that was seen.
-                "ConditionExpression": "plan_version = :seen",
-                "ExpressionAttributeValues": {
-                    ":quota": n(plan.stored_quota_tokens),
-                    ":more": n(plan.stored_quota_tokens - meter.quota_tokens),
-                    ":cap": n(plan.overage_cap_tokens),
-                    ":req_quota": n(plan.stored_quota_requests),
-                    ":more_requests": n(plan.stored_quota_requests - meter.quota_requests),
-                    ":plan": s(plan.id),
-                    ":next": n(plan_version),
-                    ":seen": n(meter.plan_version),
-                },
+                "ConditionExpression": condition,
+                "ExpressionAttributeValues": values,
             },
         )
 
-    def _check_plan_version(self, key: MeterKey, plan_version: int) -> TransactWriteItemTypeDef:
+    def _check_plan_version(self, user: MeterKey | Profile, plan_version: int) -> TransactWriteItemTypeDef:
         return {
             "ConditionCheck": {
                 "TableName": self._table.name,
-                "Key": profile_key(key.tenant_id, key.user_id),
+                "Key": profile_key(user.tenant_id, user.user_id),
                 "ConditionExpression": "plan_version = :version",
                 "ExpressionAttributeValues": {":version": n(plan_version)},
             }
@@ -797,6 +872,9 @@ def meter_of(item: Mapping[str, Any]) -> Meter:
         tombstones=named["x"],
         key_tokens=named["k"],
         key_rate_tats_ms=named["q"],
+        overage_price_nanousd=plain_item.get("ov_rate", 0),
+        banked_tokens=plain_item.get("ov_tokens", 0),
+        banked_nanousd=plain_item.get("ov_nanousd", 0),
     )
 
 

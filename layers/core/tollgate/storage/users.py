@@ -28,7 +28,7 @@ from tollgate.storage.table import (
 )
 
 if TYPE_CHECKING:
-    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
 
 
 IN_USE: Final = "attribute_exists(PK) AND attribute_not_exists(deleted_at)"
@@ -135,23 +135,56 @@ class Users:
         return True
 
 
+def entitle(table: Table, profile: Profile, seen_version: int) -> TransactWriteItemTypeDef:
+    """The write that makes `profile` what the user may do, in place of the version that was seen."""
+    update = (
+        "SET plan_id = :plan, plan_version = :next, anchor_at = :anchor, trial = :trial, overage_blocked = :blocked,"
+        " paid = :paid"
+    )
+    values = {
+        ":plan": s(profile.plan_id),
+        ":next": n(profile.plan_version),
+        ":seen": n(seen_version),
+        ":anchor": n(epoch_seconds(profile.anchor_at)),
+        ":trial": flag(profile.trial),
+        ":blocked": flag(profile.overage_blocked),
+        ":paid": flag(profile.paid),
+    }
+    if profile.overage_cap_cents is None:
+        update += " REMOVE overage_cap_cents"
+    else:
+        update += ", overage_cap_cents = :cents"
+        values[":cents"] = n(profile.overage_cap_cents)
+    return {
+        "Update": {
+            "TableName": table.name,
+            "Key": profile_key(profile.tenant_id, profile.user_id),
+            "UpdateExpression": update,
+            "ConditionExpression": "plan_version = :seen",
+            "ExpressionAttributeValues": values,
+        }
+    }
+
+
 def profile_key(tenant_id: str, user_id: str) -> dict[str, AttributeValueTypeDef]:
     """Names a profile, also for the writes that must see or move it together with another item."""
     return {"PK": s(user_pk(tenant_id, user_id)), "SK": s("PROFILE")}
 
 
 def _item(profile: Profile) -> dict[str, AttributeValueTypeDef]:
-    anchor_at = epoch_seconds(profile.anchor_at)
     return profile_key(profile.tenant_id, profile.user_id) | attributes(
         Type="User",
         plan_id=profile.plan_id,
         plan_version=profile.plan_version,
-        anchor_at=anchor_at,
+        anchor_at=epoch_seconds(profile.anchor_at),
         email=profile.email,
         paid=profile.paid,
         unverified=None if profile.email_verified else True,
-        # A plan change moves the anchor; the creation stays.
-        created_at=anchor_at,
+        # A subscription moves the anchor; the creation stays.
+        created_at=epoch_seconds(profile.created_at or profile.anchor_at),
+        trial=True if profile.trial else None,
+        overage_blocked=True if profile.overage_blocked else None,
+        overage_cap_cents=profile.overage_cap_cents,
     )
 
 
@@ -166,4 +199,8 @@ def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Profile:
         paid=item["paid"],
         email_verified="unverified" not in item,
         deleted_at=from_epoch_seconds(item["deleted_at"]) if "deleted_at" in item else None,
+        created_at=from_epoch_seconds(item["created_at"]) if "created_at" in item else None,
+        trial=item.get("trial", False),
+        overage_blocked=item.get("overage_blocked", False),
+        overage_cap_cents=item.get("overage_cap_cents"),
     )
