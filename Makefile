@@ -19,7 +19,7 @@ help:  ## list the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
 
 dev:  ## run the whole product on this machine, no account needed (PORT=8787, 0 = any free)
-	@$(MAKE) --no-print-directory --jobs 2 .venv/dev.stamp .dev/engines.stamp
+	@$(MAKE) --no-print-directory --jobs 2 .venv/command.stamp .dev/engines.stamp
 	@exec $(venv)/python -m dev --port $(PORT)
 
 test: check .dev/engines.stamp .dev/sam.stamp .dev/dynoxide.stamp  ## everything CI runs: checks and all tests
@@ -75,7 +75,12 @@ clean:  ## remove environments, state and build output
 	@$(sync) $(venv)/python -r requirements/dev.txt
 	@touch $@
 
-.venv/test.stamp: .venv/dev.stamp requirements/test.txt
+# The `tollgate` command, from the files as they stand here.
+.venv/command.stamp: .venv/dev.stamp pyproject.toml
+	@$(uv) pip install --quiet --offline --no-deps --python $(venv)/python --editable .
+	@touch $@
+
+.venv/test.stamp: .venv/command.stamp requirements/test.txt
 	@echo "Installing what checks and tests need"
 	@$(sync) $(venv)/python -r requirements/test.txt
 	@touch $@

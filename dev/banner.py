@@ -40,7 +40,7 @@ def ready(
         f"   {needs:<91}{screen.paint('bold', f'ready in {seconds:.1f} s')}",
         "",
         f"   Gateway   {screen.paint('bold', f'{url:<43}')}  API docs  {url}/docs",
-        f"   {'':<53}  Mailbox   {url}/_dev/mail",
+        f"   Billing   {url + '/_dev/billing':<43}  Mailbox   {url}/_dev/mail",
         "",
         *(_user_line(screen, user) for user in users),
         f"   Password of both: {PASSWORD}    (sign in with POST /auth/login)",

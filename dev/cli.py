@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from dev import banner
 from dev.engines import ROOT, EngineError
+from dev.local_stripe import TEST_PREFIXES, StripeChoice
 from dev.request_log import Screen
 from dev.stack import ANTHROPIC_URL, Options, Stack
 from dev.template import TemplateError
@@ -96,11 +97,27 @@ def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
         base_dir=(chosen.state_dir or ROOT / ".dev").resolve(),
         upstream_url=upstream.rstrip("/") if upstream else None,
         upstream_key=key,
+        stripe=_stripe(environ),
         fake_script=chosen.fake_claude,
         parameters=_parameters(chosen.parameter),
         concurrency=max(1, chosen.concurrency),
         longest_seconds=chosen.timeout,
     )
+
+
+def _stripe(environ: Mapping[str, str]) -> StripeChoice | None:
+    """Stripe's test mode where a key for it is set. Raises CannotStartError for any other key."""
+    key = environ.get("STRIPE_SECRET_KEY", "").strip()
+    if not key:
+        return None
+    if not key.startswith(TEST_PREFIXES):
+        live = key.startswith(("sk_live_", "rk_live_"))
+        what = "is for the live account, where money is real" if live else "is no secret key of a sandbox (sk_test_…)"
+        raise CannotStartError(
+            f"STRIPE_SECRET_KEY {what}. The local stack takes test keys only."
+            " Run `unset STRIPE_SECRET_KEY` to use the built-in double."
+        )
+    return StripeChoice(key, environ.get("STRIPE_WEBHOOK_SECRET", "").strip() or None)
 
 
 def _port(text: str) -> int:

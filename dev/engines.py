@@ -1,4 +1,4 @@
-"""The engines of the local stack: ministack (Cognito, SSM, DynamoDB), dynoxide (the table, where present), fake Claude.
+"""The engines of the local stack: ministack (Cognito, SSM, DynamoDB), dynoxide (the table, where present), the doubles.
 
 Engines listen on loopback, on ports of their own choosing, and keep their state in the stack's folder. ministack pins a
 botocore that cannot live beside ours, so it has an environment of its own, made here from requirements/engines.txt.
@@ -25,6 +25,7 @@ from typing import Final
 
 from dev.processes import Child, Processes
 from dev.template import REGION
+from tollgate.domain.stripe_events import SNAPSHOT_TYPES, THIN_TYPES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 ENGINES_DIR: Final = ROOT / ".dev" / "engines"
@@ -45,6 +46,15 @@ class Engine:
     name: str
     url: str
     child: Child
+
+
+@dataclass(frozen=True, slots=True)
+class StripeSecrets:
+    """What our functions and Stripe, or its double, know of each other."""
+
+    key: str
+    webhook: str
+    account: str
 
 
 def install_engines() -> bool:
@@ -133,6 +143,26 @@ def start_fake_claude(processes: Processes, api_key: str, script: str, log_dir: 
         return [sys.executable, "-m", "dev.fake_claude", "--port", str(port), *arguments], {"PYTHONPATH": str(ROOT)}
 
     return _start(processes, "fake-claude", command, log_dir, _connects, stdin=subprocess.PIPE)
+
+
+def start_stripe_double(
+    processes: Processes, secrets: StripeSecrets, webhook_url: str, state_dir: Path, log_dir: Path
+) -> Engine:
+    """The built-in double of Stripe. Its address takes connections at once; answers begin when it has started."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    arguments = ["--until-stdin-closes", "--account", secrets.account, "--webhook-url", webhook_url]
+    arguments += [word for name in sorted({*SNAPSHOT_TYPES, *THIN_TYPES}) for word in ("--event-type", name)]
+    arguments += ["--webhook-secret", secrets.webhook, "--journal", str(state_dir / "stripe.jsonl")]
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
+        (log_dir / "stripe-double.log").open("ab") as log,
+    ):
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "dev.stripe_double", "--fd", str(listener.fileno()), *arguments]
+        child = processes.start(
+            command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, output=log, sockets=[listener]
+        )
+    return Engine("stripe-double", f"http://127.0.0.1:{port}", child)
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ from py_compile import PycInvalidationMode
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_DIR = Path(".aws-sam/build")
 
-BOTO_SERVICES = frozenset({"cognito-idp", "dynamodb", "ssm"})
+BOTO_SERVICES = frozenset({"cognito-idp", "dynamodb", "sesv2", "sqs", "ssm"})
 """AWS services whose clients functions and layers create; botocore's descriptions of all others are pruned."""
 
 MAX_UNZIPPED_BYTES = 250 * 1024 * 1024
@@ -202,6 +202,8 @@ def _prunable(artifact: Path) -> Iterator[Path]:
         # Third-party tests; nothing of ours is called so.
         yield from (path for path in package.glob("**/tests") if path.is_dir() and package.name != "tollgate")
     yield from packages.glob("boto3/examples")
+    # Types of parameters, for type checkers only: 8 of the package's 17 MB.
+    yield from packages.glob("stripe/params")
     yield from packages.glob("botocore/data/*/*/examples-1.json")
     for service in packages.glob("botocore/data/*"):
         # Descriptions of some 400 services: 25 of the layer's 50 MB.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,8 +40,12 @@ class Processes:
         env: Mapping[str, str],
         stdin: int = subprocess.DEVNULL,
         output: int | IO[bytes] = subprocess.PIPE,
+        sockets: Sequence[socket.socket] = (),
     ) -> Child:
-        """Starts a child with exactly this environment; stderr goes where stdout goes. OSError when it cannot run."""
+        """Starts a child with exactly this environment; stderr goes where stdout goes. OSError when it cannot run.
+
+        `sockets` stay open in the child, under the same numbers.
+        """
         popen = subprocess.Popen(
             command,
             cwd=cwd,
@@ -49,6 +54,7 @@ class Processes:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=[one.fileno() for one in sockets],
         )
         child = Child(self, popen)
         with self._lock:

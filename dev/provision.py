@@ -48,6 +48,10 @@ class Remembered:
     """Digest of the template's pool and client; another one means a new pool."""
     pepper: str = ""
     fake_upstream_key: str = ""
+    fake_stripe_key: str = ""
+    fake_stripe_webhook_secret: str = ""
+    synced_plans: str = ""
+    """Digest of the catalog that the double of Stripe was brought to."""
     api_keys: dict[str, str] = field(default_factory=dict)
     """E-mail address to the demo user's API key."""
 
@@ -58,6 +62,8 @@ class Remembered:
         found = cls(**{name: value for name, value in saved.items() if name in cls.__slots__})
         found.pepper = found.pepper or base64.b64encode(secrets.token_bytes(32)).decode()
         found.fake_upstream_key = found.fake_upstream_key or f"sk-ant-fake-{secrets.token_urlsafe(24)}"
+        found.fake_stripe_key = found.fake_stripe_key or f"sk_test_fake{secrets.token_hex(16)}"
+        found.fake_stripe_webhook_secret = found.fake_stripe_webhook_secret or f"whsec_{secrets.token_hex(24)}"
         return found
 
     def save(self, path: Path) -> None:

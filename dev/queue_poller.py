@@ -22,17 +22,15 @@ from dev.template import REGION, Queue, QueueMapping
 
 MESSAGES_AT_ONCE: Final = 10
 """SQS hands out no more in one answer."""
-WAIT_SECONDS: Final = 5
-"""Of one long poll."""
-RETRY_SECONDS: Final = 1.0
-"""After the queue could not be asked."""
+PAUSE_SECONDS: Final = 0.5
+"""Between two looks at an empty queue. A long poll would be open when the engine is asked to end, and hold it up."""
 
 Json = dict[str, Any]
 Invoke = Callable[[bytes, Journey], Iterator[Part]]
 
 
 class QueuePoller:
-    """One mapping. `start` once; `stop` returns soon, the thread ends after its poll or its batch."""
+    """One mapping. `start` once; `stop` returns at once; the thread ends after its batch."""
 
     def __init__(
         self,
@@ -62,29 +60,32 @@ class QueuePoller:
         client = self._connect()
         while not self._stopping.is_set():
             try:
-                self.poll(client)
+                found = self.poll(client)
             except (BotoCoreError, ClientError) as error:
-                if not self._stopping.wait(RETRY_SECONDS):
+                found = False
+                if not self._stopping.is_set():
                     self._report(f"{self._queue.logical_id} cannot be read: {type(error).__name__}")
+            if not found:
+                self._stopping.wait(PAUSE_SECONDS)
 
-    def poll(self, client: Any) -> None:  # noqa: ANN401  no types are installed for SQS
-        """Waits for one batch and gives it to the function."""
+    def poll(self, client: Any) -> bool:  # noqa: ANN401  no types are installed for SQS
+        """Gives the function one batch, if anything waits; whether anything did."""
         received = client.receive_message(
             QueueUrl=self._url,
             MaxNumberOfMessages=min(self._mapping.batch_size, MESSAGES_AT_ONCE),
-            WaitTimeSeconds=WAIT_SECONDS,
             MessageSystemAttributeNames=["All"],
             MessageAttributeNames=["All"],
         )
         messages: list[Json] = received.get("Messages", [])
         if not messages:
-            return
+            return False
         failed = failed_ids(self._mapping, messages, self._answer(messages))
         for message in messages:
             if message["MessageId"] not in failed:
                 client.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
         if failed:
             self._report(f"{len(failed)} of {len(messages)} messages of {self._queue.logical_id} failed and come back")
+        return True
 
     def _answer(self, messages: list[Json]) -> Part | None:
         event = encode({"Records": [record(message, self._queue.arn) for message in messages]})

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -38,6 +39,7 @@ from dev.engines import (
 from dev.events import schedule_event
 from dev.gateway import DRAIN_SECONDS, Gateway, server_for
 from dev.lambda_host import FunctionHost, Journey
+from dev.local_stripe import LocalStripe, StripeChoice
 from dev.mailbox import Mail, Mailbox
 from dev.pages import Page
 from dev.processes import Processes
@@ -46,18 +48,22 @@ from dev.provision import (
     Cloud,
     Remembered,
     delete_other_users,
+    empty_queues,
     empty_table,
     ensure_pool,
+    ensure_queues,
     ensure_secret,
     ensure_table,
     ensure_triggers,
     ensure_user,
+    queue_url,
 )
+from dev.queue_poller import QueuePoller
 from dev.request_log import RequestLog, Screen, loud_text, parse_line
 from dev.runtime_api import Buffered, Failed
 from dev.schedule import next_run_at
-from dev.seed import PASSWORD, DemoUser, seed_user, wanted_users
-from dev.template import REGION, Function, Schedule, Template, TemplateError
+from dev.seed import PASSWORD, DemoUser, common_model, seed_user, wanted_users
+from dev.template import REGION, Function, Queue, Schedule, Template, TemplateError
 from tollgate.catalog.loader import load_catalog
 from tollgate.storage.table import Table
 
@@ -76,6 +82,8 @@ class Options:
     upstream_url: str | None
     """Another upstream than the fake Claude."""
     upstream_key: str | None
+    stripe: StripeChoice | None
+    """Stripe itself instead of the double."""
     fake_script: str
     parameters: Mapping[str, str]
     """Template parameters that replace their defaults."""
@@ -112,6 +120,15 @@ class Stack:
         self._remembered_file = options.state_dir / "remembered.json"
         self._remembered = Remembered.load(self._remembered_file)
         self._hosts: dict[str, FunctionHost] = {}
+        self._pollers: list[QueuePoller] = []
+        self._stripe = LocalStripe(
+            options.stripe,
+            self._remembered,
+            gateway_url=self.url,
+            state_dir=options.state_dir,
+            log_dir=options.log_dir,
+            say=self._say,
+        )
         self._mailbox = Mailbox(self._on_mail)
         self._front: CognitoFront | None = None
         self._users: tuple[DemoUser, ...] = ()
@@ -148,9 +165,10 @@ class Stack:
         ministack = pool.submit(self._step, "sign-in, secrets", self._start_ministack)
         table = pool.submit(self._step, "table", self._start_table_engine, ministack.result)
         claude = pool.submit(self._step, "Claude", self._start_upstream)
-        catalog = pool.submit(load_catalog, self._options.parameters.get("Catalog", "default"))
+        stripe = pool.submit(self._step, "Stripe", self._start_stripe)
+        catalog = pool.submit(load_catalog, self._catalog_name)
         self._cloud = Cloud(ministack.result().url, table.result().url)
-        made = pool.submit(self._make_table)
+        made = [pool.submit(self._make_table), pool.submit(self._make_queues)]
         ensure_pool(self._cloud.cognito(), self._template, self._remembered)
         self._front = CognitoFront(
             self._cloud.ministack_url, self._remembered.pool_id, self._mailbox, run_trigger=self._run_trigger
@@ -161,8 +179,8 @@ class Stack:
         self._local = self._template.local(self._bindings(), longest_seconds=self._options.longest_seconds)
         stored = pool.submit(self._put_secrets, upstream_key)
         self._catalog = catalog.result()
-        made.result()
-        stored.result()
+        for result in (*made, stored, stripe):
+            result.result()
         self._make_hosts()
         warm = pool.submit(self._step, "function", self._prewarm)
         self._step("demo data", self._seed)
@@ -185,6 +203,8 @@ class Stack:
             case "Claude":
                 without = "" if self._options.upstream_key else "   (with a made-up key: no ANTHROPIC_API_KEY is set)"
                 return f"{self._options.upstream_url}{without}"
+            case "Stripe":
+                return self._stripe.describe()
             case "demo data":
                 return ", ".join(f"{user.email} on {user.plan.name}" for user in self._users)
             case _ if self._started:
@@ -215,6 +235,11 @@ class Stack:
         self._watch(engine)
         return engine.url, key
 
+    def _start_stripe(self) -> None:
+        engine = self._stripe.start(self._processes)
+        if engine is not None:
+            self._watch(engine)
+
     def _watch(self, engine: Engine) -> None:
         def wait() -> None:
             status = engine.child.wait()
@@ -228,15 +253,37 @@ class Stack:
     def _make_table(self) -> None:
         ensure_table(self._cloud.dynamodb(), self._template)
 
+    @property
+    def _catalog_name(self) -> str:
+        return self._options.parameters.get("Catalog", "default")
+
+    @cached_property
+    def _queues(self) -> tuple[Queue, ...]:
+        """Those whose messages a function is given, and where these end up."""
+        local = self._template.local({})
+        names = {name for one in local.mappings for name in (one.queue, local.queues[one.queue].dead_letters)}
+        return tuple(queue for name, queue in local.queues.items() if name in names)
+
+    def _make_queues(self) -> None:
+        ensure_queues(self._cloud, self._queues)
+
     def _bindings(self) -> dict[str, str]:
         remembered = self._remembered
-        return {"Table": TABLE_NAME, "UserPool": remembered.pool_id, "UserPoolClient": remembered.client_id}
+        urls = {queue.logical_id: queue_url(self._cloud, queue) for queue in self._queues}
+        return {"Table": TABLE_NAME, "UserPool": remembered.pool_id, "UserPoolClient": remembered.client_id, **urls}
 
     def _put_secrets(self, upstream_key: str) -> None:
         function = self._data_plane()
         ssm = self._cloud.ssm()
         ensure_secret(ssm, function.environment["KEY_PEPPER_PARAMETER"], self._remembered.pepper)
         ensure_secret(ssm, function.environment["UPSTREAM_API_KEY_PARAMETER"], upstream_key)
+        stripe = self._stripe.secrets
+        for variable, value in (
+            ("STRIPE_SECRET_KEY_PARAMETER", stripe.key),
+            ("STRIPE_WEBHOOK_SECRET_PARAMETER", stripe.webhook),
+        ):
+            for name in {each.environment.get(variable) for each in self._local.functions.values()} - {None, ""}:
+                ensure_secret(ssm, str(name), value)
 
     def _data_plane(self) -> Function:
         function = self._local.url_function
@@ -253,7 +300,9 @@ class Stack:
             "AWS_ENDPOINT_URL_DYNAMODB": self._cloud.table_url,
             "AWS_ENDPOINT_URL_SSM": self._cloud.ministack_url,
             "AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": self._front.url,
+            "AWS_ENDPOINT_URL_SQS": self._cloud.ministack_url,
             "COGNITO_JWKS_URL": self._jwks_url(),
+            **self._stripe.overrides(),
         }
         for name, function in self._local.functions.items():
             self._hosts[name] = FunctionHost(
@@ -298,7 +347,7 @@ class Stack:
             },
             "dynamodb": {"endpoint_url": self._cloud.table_url, "table": TABLE_NAME},
             "fake_claude_url": self._upstream_url if self._options.upstream_url is None else None,
-            "fake_stripe_url": None,
+            "fake_stripe_url": self._stripe.url,
         }
 
     # Serve.
@@ -309,6 +358,7 @@ class Stack:
         server = server_for(gateway)
         tasks = [asyncio.create_task(self._run_schedule(schedule)) for schedule in self._local.schedules]
         tasks.append(asyncio.create_task(self._watch_code()))
+        self._start_pollers()
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -316,6 +366,7 @@ class Stack:
             self.serving = True
             self._write_stack_file()
             on_ready()
+            threading.Thread(target=self._open_shop, name="open-shop", daemon=True).start()
         while not self.stopping and not serving.done():
             await asyncio.sleep(0.05)
         for task in tasks:
@@ -333,28 +384,37 @@ class Stack:
         self._screen.line(banner.ready(self._screen, self.url, self._users, self._catalog, seconds, online=online))
 
     async def _control(self, method: str, path: str) -> dict[str, Any] | Page | None:
+        if method == "POST":
+            return await asyncio.to_thread(self._do, path)
+        if path in pages.NAMES:
+            return pages.html(path)
         match method, path:
-            case "GET", "docs":
-                return pages.html("docs")
             case "GET", "openapi.json":
                 return pages.openapi_document()
-            case "GET", "mail":
-                return pages.html("mail")
             case "GET", "mail.json":
                 return self._mailbox.document()
+            case "GET", "billing.json":
+                model = common_model(self._catalog, self._users)
+                return await asyncio.to_thread(self._stripe.document, self._users, model)
             case "GET", "stack":
                 return {"pid": os.getpid(), "checkout": str(ROOT)}
             case "GET", "functions":
                 return {"processes": [row for host in self._hosts.values() for row in host.processes()]}
-            case "POST", "schedules":
-                return {"runs": [await asyncio.to_thread(self.run_now, item) for item in self._local.schedules]}
-            case "POST", "recycle":
+        return None
+
+    def _do(self, path: str) -> dict[str, Any] | None:
+        match path.split("/"):
+            case ["schedules"]:
+                return {"runs": [self.run_now(item) for item in self._local.schedules]}
+            case ["recycle"]:
                 for host in self._hosts.values():
                     host.recycle()
                 return {}
-            case "POST", "reset":
-                await asyncio.to_thread(self.reset)
+            case ["reset"]:
+                self.reset()
                 return {}
+            case ["billing", "advance", seconds] if seconds.isdecimal() and self._stripe.url is not None:
+                return self._stripe.advance(int(seconds))
         return None
 
     # What a developer may ask for while it runs.
@@ -392,11 +452,14 @@ class Stack:
         """Puts the demo data back to the start; ids and keys stay the same."""
         empty_table(self._cloud.dynamodb(), self._template)
         delete_other_users(self._cloud.cognito(), self._remembered.pool_id, {user.user_id for user in self._users})
+        empty_queues(self._cloud, self._queues)
+        self._stripe.reset()
         self._mailbox.clear()
         self._seed()
         for host in self._hosts.values():
             host.recycle()
-        self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} data reset")
+        self._open_shop()
+        self._say("data reset")
 
     async def _run_schedule(self, schedule: Schedule) -> None:
         while (due := next_run_at(schedule.expression, datetime.now(UTC))) is not None:
@@ -422,6 +485,19 @@ class Stack:
         names = ", ".join(path.name for path in changed[:3]) + (" …" if len(changed) > 3 else "")
         self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {names} changed: functions start anew")
         self._prewarm()
+
+    def _start_pollers(self) -> None:
+        for mapping in self._local.mappings:
+            queue, host = self._local.queues[mapping.queue], self._hosts[mapping.function]
+            poller = QueuePoller(mapping, queue, queue_url(self._cloud, queue), self._cloud.sqs, host.invoke, self._say)
+            poller.start()
+            self._pollers.append(poller)
+
+    def _open_shop(self) -> None:
+        self._stripe.open_shop(self._catalog, self._catalog_name, lambda: self._remembered.save(self._remembered_file))
+
+    def _say(self, text: str) -> None:
+        self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {text}")
 
     def _on_mail(self, mail: Mail) -> None:
         stamp = f"{datetime.now().astimezone():%H:%M:%S}"
@@ -450,6 +526,8 @@ class Stack:
         self._stopping.set()
         with suppress(FileNotFoundError):
             self._options.stack_file.unlink()
+        for poller in self._pollers:
+            poller.stop()
         self._close_hosts()
         if self._front is not None:
             self._front.close()

@@ -10,15 +10,17 @@ from tollgate.config import (
     API_KEYS_NEED,
     LARGEST_MAX_BODY_BYTES,
     SIGN_IN_NEEDS,
+    STRIPE_NEEDS,
     TOKENS_NEED,
     UPSTREAM_NEEDS,
+    WEBHOOK_NEEDS,
     ConfigurationError,
     load_settings,
     needed,
 )
 
 CANARY = "canary-value-9f3b"
-GATEWAY = (*TOKENS_NEED, *API_KEYS_NEED, *UPSTREAM_NEEDS, *SIGN_IN_NEEDS)
+GATEWAY = (*TOKENS_NEED, *API_KEYS_NEED, *UPSTREAM_NEEDS, *SIGN_IN_NEEDS, *STRIPE_NEEDS, *WEBHOOK_NEEDS)
 COMPLETE = {
     "STAGE": "dev",
     "TABLE_NAME": "tollgate-dev",
@@ -28,6 +30,10 @@ COMPLETE = {
     "KEY_PEPPER_PARAMETER": "/tollgate/dev/key-pepper",
     "UPSTREAM_API_KEY_PARAMETER": "/tollgate/dev/anthropic-api-key",
     "AWS_REGION": "eu-west-1",
+    "STRIPE_SECRET_KEY_PARAMETER": "/tollgate/dev/stripe-secret-key",
+    "STRIPE_WEBHOOK_SECRET_PARAMETER": "/tollgate/dev/stripe-webhook-secret",
+    "STRIPE_EVENT_QUEUE_URL": "https://sqs.eu-west-1.amazonaws.com/111122223333/tollgate-events",
+    "STRIPE_EVENT_DLQ_URL": "https://sqs.eu-west-1.amazonaws.com/111122223333/tollgate-dead-letters",
 }
 
 

@@ -16,20 +16,29 @@ from tollgate.wiring import (
     SystemIds,
     build_api_keys,
     build_auth,
+    build_billing,
     build_claude,
     build_pre_token_generation,
+    build_stripe_webhook,
     build_usage,
+    build_usage_reset,
 )
 
 EVERYBODY = {"STAGE", "TABLE_NAME"}
 TOKENS = EVERYBODY | {"COGNITO_ISSUER", "COGNITO_CLIENT_IDS"}
 PEPPER = {"KEY_PEPPER_PARAMETER", "AWS_REGION"}
+STRIPE = {"STRIPE_SECRET_KEY_PARAMETER", "AWS_REGION"}
 NEEDED: dict[Callable[[], object], set[str]] = {
     build_api_keys: TOKENS | PEPPER,
-    build_auth: TOKENS | PEPPER | {"COGNITO_CLIENT_ID"},
+    build_auth: TOKENS | PEPPER | STRIPE | {"COGNITO_CLIENT_ID"},
+    build_billing: TOKENS | PEPPER | STRIPE,
     build_claude: TOKENS | PEPPER | {"UPSTREAM_API_KEY_PARAMETER"},
     build_pre_token_generation: EVERYBODY | {"AWS_REGION"},
+    build_stripe_webhook: EVERYBODY
+    | STRIPE
+    | {"STRIPE_WEBHOOK_SECRET_PARAMETER", "STRIPE_EVENT_QUEUE_URL", "STRIPE_EVENT_DLQ_URL"},
     build_usage: TOKENS,
+    build_usage_reset: EVERYBODY | STRIPE,
 }
 
 
@@ -73,6 +82,6 @@ def test_a_builder_with_everything_builds_and_calls_nobody(
     set_credentials(monkeypatch)
     for name, value in COMPLETE.items():
         monkeypatch.setenv(name, value)
-    for service in ("COGNITO_IDENTITY_PROVIDER", "DYNAMODB", "SSM"):
+    for service in ("COGNITO_IDENTITY_PROVIDER", "DYNAMODB", "SQS", "SSM"):
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:1")
     assert build()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dev.stripe_double.derivation import Shape, document
-from dev.stripe_double.forms import Json
+from dev.stripe_double.forms import Json, Value
 
 _WHOLE = re.compile(r"-?\d{1,18}")
 _DECIMAL = re.compile(r"-?\d+(\.\d{1,12})?")
@@ -76,7 +76,7 @@ class Contract:
         typed = checker.value(shape, given, ())
         return typed, checker.violations
 
-    def answer_faults(self, shape: Shape, value: Any, path: str = "") -> list[str]:
+    def answer_faults(self, shape: Shape, value: Value, path: str = "") -> list[str]:
         """Where an answer carries a field, or a value of an enum, that this version of Stripe does not have."""
         return list(_answer_faults(self.resources, shape, value, path))
 
@@ -100,7 +100,7 @@ class _Checker:
     def _refuse(self, code: str, path: tuple[str, ...], message: str) -> None:
         self.violations.append(Violation(code, _spelled(path), message))
 
-    def value(self, shape: Shape, given: Any, path: tuple[str, ...]) -> Any:
+    def value(self, shape: Shape, given: Value, path: tuple[str, ...]) -> Value:
         if isinstance(shape, str):
             return given if shape == "*" else self._scalar(shape, given, path)
         ((kind, inner),) = ((key, value) for key, value in shape.items() if key != "r")
@@ -121,7 +121,7 @@ class _Checker:
                 return self._enum(inner, given, path)
         return given
 
-    def _fields(self, fields: Mapping[str, Shape], required: list[str], given: Any, path: tuple[str, ...]) -> Any:
+    def _fields(self, fields: Mapping[str, Shape], required: list[str], given: Value, path: tuple[str, ...]) -> Value:
         if given == []:
             given = {}
         if not isinstance(given, dict):
@@ -142,13 +142,13 @@ class _Checker:
                 self._refuse("parameter_missing", (*path, name), f"Missing required param: {where}.")
         return typed
 
-    def _list(self, inner: Shape, given: Any, path: tuple[str, ...]) -> Any:
+    def _list(self, inner: Shape, given: Value, path: tuple[str, ...]) -> Value:
         if not isinstance(given, list):
             self._refuse("parameter_invalid_array", path, f"Invalid array: {_spelled(path)} must be a list.")
             return given
         return [self.value(inner, one, (*path, str(index))) for index, one in enumerate(given)]
 
-    def _map(self, inner: Shape, given: Any, path: tuple[str, ...]) -> Any:
+    def _map(self, inner: Shape, given: Value, path: tuple[str, ...]) -> Value:
         if given in ("", []):
             return {}
         if isinstance(given, list) and self._form:
@@ -158,11 +158,9 @@ class _Checker:
             self._refuse("parameter_invalid_hash", path, f"Invalid hash: {_spelled(path)} must be a hash.")
             return given
         # A value of "" removes a key (metadata), whatever the values are.
-        return {
-            key: value if value == "" else self.value(inner, value, (*path, key)) for key, value in given.items()
-        }
+        return {key: value if value == "" else self.value(inner, value, (*path, key)) for key, value in given.items()}
 
-    def _alternatives(self, shapes: list[Shape], given: Any, path: tuple[str, ...]) -> Any:
+    def _alternatives(self, shapes: list[Shape], given: Value, path: tuple[str, ...]) -> Value:
         tried: list[tuple[bool, int, list[Violation]]] = []
         for shape in shapes:
             attempt = _Checker(self._shapes, form=self._form)
@@ -174,7 +172,7 @@ class _Checker:
         self.violations.extend(min(tried, key=lambda one: one[:2])[2])
         return given
 
-    def _enum(self, values: list[Any], given: Any, path: tuple[str, ...]) -> Any:
+    def _enum(self, values: list[Any], given: Value, path: tuple[str, ...]) -> Value:
         for value in values:
             if given == value and isinstance(given, bool) == isinstance(value, bool):
                 return given
@@ -190,7 +188,7 @@ class _Checker:
         self._refuse("parameter_invalid_enum", path, f"Invalid {_spelled(path)}: must be one of {shown}{hint}")
         return given
 
-    def _scalar(self, kind: str, given: Any, path: tuple[str, ...]) -> Any:
+    def _scalar(self, kind: str, given: Value, path: tuple[str, ...]) -> Value:
         where = _spelled(path)
         if isinstance(given, dict | list) or given is None:
             self._refuse("parameter_invalid_type", path, f"Invalid {where}: must be a single value.")
@@ -220,7 +218,7 @@ class _Checker:
         self._refuse(f"parameter_invalid_{name}", path, f"Invalid {name}: {text}")
         return given
 
-    def _typed(self, given: Any, kind: Any) -> bool:
+    def _typed(self, given: Value, kind: Value) -> bool:
         """Forms carry everything as text; JSON has types of its own, and true is no number."""
         return (self._form and isinstance(given, str)) or (isinstance(given, kind) and not isinstance(given, bool))
 
@@ -231,11 +229,11 @@ def _form_of(shape: Shape) -> str:
     return "list" if isinstance(shape, dict) and "l" in shape else "value"
 
 
-def _form_of_value(given: Any) -> str:
+def _form_of_value(given: Value) -> str:
     return "hash" if isinstance(given, dict) else "list" if isinstance(given, list) else "value"
 
 
-def _answer_faults(resources: Mapping[str, Any], shape: Shape, value: Any, path: str) -> list[str]:
+def _answer_faults(resources: Mapping[str, Any], shape: Shape, value: Value, path: str) -> list[str]:
     if isinstance(shape, str):
         return _scalar_faults(shape, value, path)
     ((kind, inner),) = ((key, one) for key, one in shape.items() if key != "r")
@@ -264,7 +262,7 @@ def _answer_faults(resources: Mapping[str, Any], shape: Shape, value: Any, path:
     return [] if isinstance(value, dict) else [f"{path}: is no hash"]
 
 
-def _object_faults(resources: Mapping[str, Any], fields: Mapping[str, Shape], value: Any, path: str) -> list[str]:
+def _object_faults(resources: Mapping[str, Any], fields: Mapping[str, Shape], value: Value, path: str) -> list[str]:
     if not isinstance(value, dict):
         return [f"{path}: is no object"]
     if value.get("deleted") is True:
@@ -278,7 +276,7 @@ def _object_faults(resources: Mapping[str, Any], fields: Mapping[str, Shape], va
     return faults
 
 
-def _scalar_faults(kind: str, value: Any, path: str) -> list[str]:
+def _scalar_faults(kind: str, value: Value, path: str) -> list[str]:
     right = {
         "s": isinstance(value, str),
         "i": isinstance(value, int) and not isinstance(value, bool),

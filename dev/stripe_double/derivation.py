@@ -137,12 +137,12 @@ def _operations(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _operation(
     service: str, method: ast.FunctionDef, imports: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    calls = (node for node in ast.walk(method) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
-    call = next((node for node in calls if node.func.attr == "_request"), None)  # type: ignore[attr-defined]
+    calls = (node for node in ast.walk(method) if isinstance(node, ast.Call))
+    call = next((c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "_request"), None)
     if call is None:
         return
     verb = ast.literal_eval(call.args[0]).upper()
-    path = next(node.value for node in ast.walk(call.args[1]) if isinstance(node, ast.Constant))
+    path = next(str(node.value) for node in ast.walk(call.args[1]) if isinstance(node, ast.Constant))
     arguments = [*method.args.posonlyargs, *method.args.args]
     annotation = next((a.annotation for a in arguments if a.arg == "params"), None)
     names = _names(annotation) if annotation is not None else []

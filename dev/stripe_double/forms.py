@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
+Value: TypeAlias = Any
+"""Anything JSON can hold: what callers send is not known until the contract has looked at it."""
 Json = dict[str, Any]
 
 _PARTS = re.compile(r"[^\[\]]+|\[([^\[\]]*)\]")
@@ -30,7 +32,7 @@ def _index(match: re.Match[str]) -> str:
     return match.group(1) if match.group(0).startswith("[") else match.group(0)
 
 
-def _lists(value: Any) -> Any:
+def _lists(value: Value) -> Value:
     """A hash whose every key is a number was a list."""
     if not isinstance(value, dict):
         return value

@@ -13,12 +13,15 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 Json = dict[str, Any]
 STEP: Final = timedelta(hours=1)
 """Of a journey in time: between two steps the events of the first are delivered, as they would be in real time."""
+HEADERS: Final = frozenset({"authorization", "content-type", "idempotency-key", "stripe-account", "stripe-version"})
+"""What of a request's head decides the answer; the key is one of the double's own."""
 ACTIONS: Final = frozenset(
     {
         "close_dispute",
@@ -26,8 +29,13 @@ ACTIONS: Final = frozenset(
         "delete_customer",
         "dispute",
         "fail_payments",
+        "fraud_warning",
         "pause",
+        "portal.cancel",
+        "portal.keep",
+        "portal.new_card",
         "refund",
+        "resume",
     }
 )
 
@@ -67,7 +75,7 @@ class Keeper:
         seed: Callable[[], int],
         on_events: Callable[[list[Json]], None],
     ) -> None:
-        """`make_world`: of an instant and a seed. `journal`: None keeps nothing. `on_events`: what is to be delivered."""
+        """`make_world`: of an instant and a seed. `journal`: None keeps nothing. `on_events`: delivers them."""
         self._make_world = make_world
         self._path = journal
         self._clock = clock
@@ -87,7 +95,12 @@ class Keeper:
             now = self._tick()
             answer = self._world.handle(method, path, headers, body)
             if method != "GET":
-                entry = {"method": method, "path": path, "headers": dict(headers), "body": base64.b64encode(body).decode()}
+                entry = {
+                    "method": method,
+                    "path": path,
+                    "headers": {name: value for name, value in headers.items() if name in HEADERS},
+                    "body": base64.b64encode(body).decode(),
+                }
                 self._note(now, {"ask": entry, "status": answer.status})
             self._publish()
             return answer
@@ -97,7 +110,7 @@ class Keeper:
         with self._lock:
             now = self._tick()
             try:
-                return getattr(self._world, name)(**arguments)
+                return attrgetter(name)(self._world)(**arguments)
             finally:
                 # Also what was refused, since it may have left a trace such as a declined payment.
                 self._note(now, {"act": name, "arguments": arguments})
@@ -149,13 +162,11 @@ class Keeper:
             self._begin()
 
     def _begin(self) -> None:
-        lines = self._lines()
-        if lines:
+        if self._path is not None and self._path.is_file():
             try:
-                self._follow(lines)
-            except (JournalError, KeyError, ValueError, TypeError, AttributeError) as error:
+                self._follow(self._lines(self._path))
+            except (IndexError, JournalError, KeyError, ValueError, TypeError, AttributeError) as error:
                 self.set_aside = f"{type(error).__name__}: {error}"
-                assert self._path is not None
                 os.replace(self._path, self._path.with_suffix(".old"))
             else:
                 return
@@ -165,14 +176,12 @@ class Keeper:
         self._world = self._make_world(now, seed)
         self._note(now, {"world": seed})
 
-    def _lines(self) -> list[Json]:
-        if self._path is None or not self._path.is_file():
-            return []
-        whole = self._path.read_text().splitlines()
-        try:
-            return [json.loads(line) for line in whole]
-        except ValueError:  # the last line of a process that was killed
-            return [json.loads(line) for line in whole[:-1]]
+    def _lines(self, path: Path) -> list[Json]:
+        text = path.read_text()
+        whole, _, broken = text.rpartition("\n")
+        if broken:  # the last line of a process that was killed
+            os.truncate(path, len(text.encode()) - len(broken.encode()))
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _follow(self, lines: list[Json]) -> None:
         first = lines[0]
@@ -196,8 +205,8 @@ class Keeper:
 
     def _act_again(self, line: Json) -> None:
         try:
-            getattr(self._world, line["act"])(**line["arguments"])
-        except Exception as error:  # noqa: BLE001  it was refused then, and is refused again
+            attrgetter(line["act"])(self._world)(**line["arguments"])
+        except Exception as error:
             if line["act"] not in ACTIONS:
                 raise JournalError(line["act"]) from error
 

@@ -49,8 +49,9 @@ class CheckoutView:
     lines: tuple[Line, ...]
     takes_codes: bool
     code: str
+    """As typed."""
     code_error: str
-    promotion_id: str
+    applied_code: str
     cancel_url: str
     error: str
     button: str
@@ -131,16 +132,16 @@ def checkout_page(view: CheckoutView) -> str:
     pay = f"""<section class="card" aria-labelledby="pay"><h2 id="pay">Pay with a test card</h2>
 {_note(view.error, "bad")}<p class="dim small">For <b>{escape(view.email)}</b></p>
 <form method="post" action="{escape(view.address)}/pay">{_cards(CARD_OK, at_once=True)}
-{_hidden("promotion_code", view.promotion_id)}<button class="main">{escape(view.button)}</button></form></section>"""
+{_hidden("code", view.applied_code)}<button class="main">{escape(view.button)}</button></form></section>"""
     return _page(f"Checkout: {view.title}", f'{_back(view.cancel_url)}<div class="split">{summary}{pay}</div>')
 
 
-def challenge_page(address: str, promotion_id: str, amount: str) -> str:
+def challenge_page(address: str, code: str, amount: str) -> str:
     """The bank's question between the form and the payment."""
 
     def button(card: str, words: str, style: str) -> str:
         return f"""<form method="post" action="{escape(address)}/pay">{_hidden("card", card)}
-{_hidden("promotion_code", promotion_id)}<button class="{style}">{words}</button></form>"""
+{_hidden("code", code)}<button class="{style}">{words}</button></form>"""
 
     body = f"""<section class="card"><h1>Your bank asks</h1><p class="dim">Is it you who pays {escape(amount)}?
 A real card would show its bank's own page here (3D Secure).</p>

@@ -1,4 +1,4 @@
-"""The double on a loopback port: Stripe's API, the pages of Checkout, portal and invoices, and `/_double/…` to steer it.
+"""The double on a loopback port: Stripe's API, the pages of Checkout, portal and invoices, and what steers it.
 
 `GET /_double/clock`, `POST /_double/advance {"seconds": n}`, `POST /_double/reset`, `GET /_double/refused`,
 `GET /_double/deliveries`, `POST /_double/deliveries {"kind": "thin", "copies": 2, "shuffled": true}`,
@@ -9,8 +9,8 @@ none of them: each wants the header `x-tollgate-dev`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+import socket
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -32,10 +32,12 @@ class DoubleServer(ThreadingHTTPServer):
     """Serves until `shutdown`."""
 
     daemon_threads = True
-    request_queue_size = 128
 
-    def __init__(self, port: int, keeper: Keeper, deliveries: Deliveries | None, pages: Pages) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, listener: socket.socket, keeper: Keeper, deliveries: Deliveries | None, pages: Pages) -> None:
+        """`listener` listens on loopback already."""
+        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
         self.keeper = keeper
         self.deliveries = deliveries
         self.pages = pages
@@ -109,9 +111,10 @@ class DoubleServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    wbufsize = -1  # an answer is one packet
     server: DoubleServer
 
-    def do_GET(self) -> None:  # noqa: N802  the base class looks for this name
+    def do_GET(self) -> None:
         self._answer()
 
     do_POST = do_DELETE = do_GET  # noqa: N815
@@ -139,12 +142,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 def _json(status: int, value: Any) -> Reply:  # noqa: ANN401
     return status, {"content-type": "application/json"}, json.dumps(value).encode()
-
-
-Clock = Callable[[], datetime]

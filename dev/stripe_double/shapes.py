@@ -8,7 +8,7 @@ from typing import Any
 
 from dev.stripe_double.contract import Contract
 from dev.stripe_double.derivation import Shape
-from dev.stripe_double.forms import Json
+from dev.stripe_double.forms import Json, Value
 
 ONLY_WHEN_EXPANDED = {
     ("invoice", "payments"),
@@ -47,7 +47,7 @@ def blank(contract: Contract, kind: str) -> Json:
     return made
 
 
-def _neutral(contract: Contract, shape: Shape, name: str) -> Any:
+def _neutral(contract: Contract, shape: Shape, name: str) -> Value:
     if isinstance(shape, str):
         return {"s": "", "i": 0, "n": 0.0, "b": False, "d": "0", "*": None}[shape]
     ((kind, inner),) = ((key, value) for key, value in shape.items() if key != "r")

@@ -6,11 +6,10 @@ import heapq
 import json
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from dev.stripe_double.contract import Contract
 from dev.stripe_double.errors import StripeRefusal, missing
-from dev.stripe_double.forms import Json
+from dev.stripe_double.forms import Json, Value
 from dev.stripe_double.shapes import blank, page
 
 DAY = 86_400
@@ -35,6 +34,7 @@ _PREFIXES = {
     "item": "li",
     "payment_intent": "pi",
     "payment_method": "pm",
+    "plan": "plan",
     "price": "price",
     "product": "prod",
     "promotion_code": "promo",
@@ -65,11 +65,16 @@ class Store:
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._turn = 0
         self._random = random.Random(seed)
+        self._request_random = random.Random(seed + 1)
 
     # Objects
 
     def new_id(self, prefix: str) -> str:
         return f"{prefix}_{''.join(self._random.choices(_ALPHABET, k=24))}"
+
+    def new_request_id(self) -> str:
+        """Of its own source: a question must not change what is made next, or a journal of changes would not do."""
+        return f"req_{''.join(self._request_random.choices(_ALPHABET, k=24))}"
 
     def id_for(self, kind: str) -> str:
         prefix = _PREFIXES[kind]
@@ -77,7 +82,7 @@ class Store:
             prefix += "_live" if self.livemode else "_test"
         return self.new_id(prefix)
 
-    def make(self, kind: str, **fields: Any) -> Json:
+    def make(self, kind: str, **fields: Value) -> Json:
         """A new object, in no list yet."""
         made = blank(self.contract, kind)
         made["object"] = kind
@@ -101,7 +106,7 @@ class Store:
         gone = self._objects.pop(identifier)
         del self._by_kind[gone["object"]][identifier]
 
-    def find(self, identifier: Any) -> Json | None:
+    def find(self, identifier: Value) -> Json | None:
         return self._objects.get(identifier) if isinstance(identifier, str) else None
 
     def get(self, kind: str, identifier: str, param: str = "id") -> Json:
@@ -113,7 +118,7 @@ class Store:
     def all(self, kind: str) -> list[Json]:
         return list(self._by_kind.get(kind, {}).values())
 
-    def list(self, rows: Iterable[Json], params: Json, url: str) -> Json:
+    def page(self, rows: Iterable[Json], params: Json, url: str) -> Json:
         """One page, newest first, by Stripe's cursor parameters."""
         found = [row for row in reversed(list(rows)) if _in_range(row.get("created"), params.get("created"))]
         limit = int(params.get("limit", PAGE_DEFAULT))
@@ -165,18 +170,18 @@ class Store:
         self.undelivered.append(event)
 
 
-def _in_range(created: Any, wanted: Any) -> bool:
+def _in_range(created: Value, wanted: Value) -> bool:
     if wanted is None or created is None:
         return True
     if not isinstance(wanted, dict):
         return bool(created == wanted)
-    return (
+    return bool(
         wanted.get("gt", created - 1) < created < wanted.get("lt", created + 1)
         and wanted.get("gte", created) <= created <= wanted.get("lte", created)
     )
 
 
-def merge_metadata(current: Json | None, given: Any) -> Json:
+def merge_metadata(current: Json | None, given: Value) -> Json:
     """Stripe's rule: keys given are set, keys given as "" are removed, "" for the whole removes all."""
     if given == "":
         return {}

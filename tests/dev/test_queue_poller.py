@@ -106,6 +106,7 @@ def test_what_a_function_took_is_gone_and_what_it_failed_comes_back_until_it_is_
     limit = time.monotonic() + 20
     while sum(map(len, function.batches)) < 3 and time.monotonic() < limit:
         work.poll(client)
+        time.sleep(0.1)
 
     first = function.batches[0][0]
     assert {record["body"] for batch in function.batches[:-1] for record in batch} == {"good", "bad"}

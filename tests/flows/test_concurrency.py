@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,15 @@ from tollgate.domain.errors import (
     ConflictError,
     QuotaExceededError,
     RateLimitedError,
+    StaleAccountError,
     StoreUnavailableError,
     TollgateError,
 )
 from tollgate.domain.ledger import Grant, Meter, MeterKey, Settlement
 from tollgate.domain.periods import period_at
-from tollgate.domain.plans import ExpiryPolicy, Plan
+from tollgate.domain.plans import ExpiryPolicy, Plan, QuotaKind
 from tollgate.domain.principals import Account, CredentialKind, KeyLimits, Principal, Profile
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.domain.tokens import TokenCounts
 from tollgate.flows.api_keys import KeyRing, MintedKey
 from tollgate.flows.ledger import Ledger
@@ -232,6 +235,38 @@ def test_a_settlement_and_a_sweep_of_one_reservation_exclude_each_other(table: T
     meter = crowd.meter
     assert (meter.open_count, meter.settled_tokens) == (0, 32 * 60)
     assert sum(swept) == sum(late)
+
+
+def test_calls_and_changes_of_plan_at_once_leave_no_token_and_no_cent_behind(table: Table) -> None:
+    """Both plans have one price, so whatever the order was, all overage is owed at it."""
+    small = a_plan(quota_kind=QuotaKind.SOFT, overage_cap_tokens=10**6, overage_price_microusd_per_1k_tokens=7)
+    crowd = Crowd(table, replace(small, max_open_reservations=CALLERS))
+    big = replace(crowd.plan, id="big", quota_tokens=2_000)
+    latest, charged = [crowd.account], []
+
+    def call(number: int) -> None:
+        ledger, account = crowd.ledger(), crowd.account
+        for _ in range(20):
+            try:
+                grant = ledger.reserve(account, crowd.key, an_ask(AMOUNT))
+            except (StaleAccountError, RateLimitedError):
+                account = latest[0]
+                continue
+            charged.append(ledger.settle(grant, Settlement(AMOUNT - number % 3)).charged_tokens)
+            return
+
+    def change_plans() -> None:
+        for plan in (big, crowd.plan) * 5:
+            with suppress(StoreUnavailableError):
+                entitlements = Entitlements(plan.id, None)
+                latest[0] = crowd.ledger().change_entitlements(latest[0], entitlements, plan)
+
+    at_once([partial(call, number) for number in range(CALLERS - 1)] + [change_plans])
+    meter = crowd.meter
+    assert meter.settled_tokens == sum(charged) > 4_000
+    assert meter.overage_tokens > 0
+    assert meter.overage_nanousd == meter.overage_tokens * 7
+    assert meter.plan_version == latest[0].profile.plan_version > 1
 
 
 def test_an_end_that_everybody_repeats_is_booked_once(table: Table) -> None:

@@ -111,6 +111,7 @@ class World(LedgerWorld):
             requests=Requests(table),
             clock=self,
             journal=self.journal,
+            note_standing=lambda _: None,
             note_use=self.noted.append,
         )
         self.open_meter()

@@ -183,6 +183,9 @@ class LedgerCall:
         assert grant is not None
         if world.is_stalled_by_adversary():
             self._sleep(world.stall_seconds())
+        if world.scenario.restless and rng.random() < 0.5:
+            world.change_suddenly(self.request.user)
+            self._sleep(rng.random() * 0.03)
         outages = self.process.outages
         try:
             settled = self.container.ledger.settle(grant, settlement)

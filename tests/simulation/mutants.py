@@ -19,9 +19,11 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 METERS = "tollgate.storage.meters"
+USERS = "tollgate.storage.users"
 LEDGER = "tollgate.flows.ledger"
 RELAY = "tollgate.flows.relay_message"
 DOMAIN = "tollgate.domain.ledger"
+PRINCIPALS = "tollgate.domain.principals"
 _CORE = Path(__file__).resolve().parents[2] / "layers" / "core"
 
 
@@ -222,23 +224,133 @@ _PLANS = (
     _flow(
         "carry check",
         "def carry_plan(",
-        "self._transact([check, ",
-        "self._transact([",
+        "[check]",
+        '[check | {"ConditionCheck": check["ConditionCheck"]'
+        ' | {"ConditionExpression": "plan_version = :version OR attribute_exists(PK)"}}]',
         4000,
         "only an account that missed two changes, on a meter that missed both, tells the difference",
         module=METERS,
     ),
-    _condition("resize compare", "def _resize(", "plan_version = :seen", 8000, first_seed=7480),
-    _condition("plan version, profile", "def change_plan(", "plan_version = :seen", 1000),
+    _condition(
+        "resize compare, version",
+        "def _resize(",
+        "plan_version = :seen",
+        8000,
+        "",
+        "plan_version = :seen AND settled = :settled",
+    ),
+    _condition(
+        "resize compare, settled",
+        "def _resize(",
+        "settled = :settled",
+        4000,
+        "",
+        "plan_version = :seen AND settled = :settled",
+    ),
+    _condition(
+        "resize compare, reserved", "def _resize(", "remaining = :remaining", 4000, "", " AND remaining = :remaining"
+    ),
+    _flow(
+        "downgrade counts what is reserved",
+        "def resize(",
+        "counts_reserved=wanted < quota",
+        "counts_reserved=False",
+        4000,
+        module=DOMAIN,
+    ),
+    _flow("overage is banked", "def resize(", "beyond = meter.tokens_beyond_quota", "beyond = 0", 400, module=DOMAIN),
+    _flow(
+        "banked at the old price",
+        "def resize(",
+        "beyond * meter.overage_price_nanousd",
+        "beyond * price",
+        4000,
+        module=DOMAIN,
+    ),
+    _flow(
+        "banked once",
+        "def resize(",
+        "plan.stored_quota_tokens + tokens\n",
+        "plan.stored_quota_tokens\n",
+        4000,
+        module=DOMAIN,
+    ),
+    _flow(
+        "a downgrade makes no overage",
+        "def resize(",
+        "max(wanted, min(quota, meter.settled_tokens + meter.reserved_tokens))",
+        "wanted",
+        200,
+        module=DOMAIN,
+    ),
+    _flow(
+        "the cap counts what is banked",
+        "def resize(",
+        "account.overage_left_tokens(tokens, nanousd)",
+        "account.overage_left_tokens(0, 0)",
+        4000,
+        module=DOMAIN,
+    ),
+    Mutant(
+        "plan version, profile",
+        USERS,
+        (Edit("def entitle(", '"plan_version = :seen"', '"(plan_version = :seen OR attribute_exists(PK))"'),),
+        1000,
+    ),
+    _flow(
+        "what is written with it",
+        "def _change(",
+        "[*profile, *meters, *also]",
+        "[*profile, *meters]",
+        200,
+        module=METERS,
+    ),
+    _flow(
+        "the meter that is left", "def change_entitlements(", "if leaves is not None:", "if False:", 400, module=METERS
+    ),
+    _flow(
+        "the meter that is entered",
+        "def change_entitlements(",
+        "[self._resize_or_absent(enters, account)]",
+        "[]",
+        400,
+        module=METERS,
+    ),
     _flow(
         "plan change, no meter yet",
-        "def change_plan(",
+        "def _check_absent(",
         '"attribute_not_exists(PK)"',
         '"attribute_not_exists(PK) OR attribute_exists(PK)"',
         1000,
-        "a meter created in between is brought to the newer plan by the next call that knows it",
         module=METERS,
     ),
+    _flow(
+        "home after a subscription",
+        "def entitled_to(",
+        "entitlements.anchor_at or self.created_at or self.anchor_at",
+        "entitlements.anchor_at or self.anchor_at",
+        200,
+        module=PRINCIPALS,
+    ),
+    _flow(
+        "no overage after a failed payment",
+        "def _overage_tokens(",
+        "profile.overage_blocked or ",
+        "",
+        200,
+        module=PRINCIPALS,
+    ),
+    _flow("no overage in a trial", "def _overage_tokens(", "profile.trial or ", "", 400, module=PRINCIPALS),
+    _flow("no overage that nobody asked for", "def _overage_tokens(", "or unasked ", "", 400, module=PRINCIPALS),
+    _flow(
+        "the user's own cap",
+        "def _overage_tokens(",
+        "own_cents is not None and price_nanousd > 0",
+        "False",
+        400,
+        module=PRINCIPALS,
+    ),
+    _flow("the trial's quota", "def effective_plan(", "if profile.trial and", "if False and", 400, module=PRINCIPALS),
 )
 
 _TOP_UPS = (

@@ -1,13 +1,13 @@
 """Watches every commit of the table and judges it by what really happened; knows nothing of the code under test.
 
 It reads the stored attributes themselves and tells the kinds of writes apart by what they changed. Refusals are judged
-in `refusals.py`, the end of a run in `reckoning.py`.
+in `refusals.py`, plans and money in `standings.py`, the end of a run in `reckoning.py`.
 
 Reported here, at the commit: conservation (the sums of every meter and of every key, and only an end moves them),
-over_limit, over_requests, over_concurrency, over_budget (of an API key), rate (exact GCRA in the table's own order, the
-user's and the key's), pool (what openings take of it, and never more than it has), double_bill, stale_plan, lost_tokens
-and expiry_charge (what a sweep books), swept_alive, leftover (a call that met no outage left a reservation), overdue
-(open longer than the time-out and 60 s although swept), half_correction, double_call, unreserved_call, item_size.
+over_limit, over_requests, over_concurrency, over_budget (of an API key), rate (exact GCRA in the table's own order,
+the user's and the key's), pool (what openings take of it, and never more than it has), double_bill, lost_tokens and
+expiry_charge (what a sweep books), swept_alive, leftover (a call that met no outage left a reservation), overdue (open
+longer than the time-out and 60 s although swept), half_correction, double_call, unreserved_call, item_size.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.simulation.expressions import Item
 from tests.simulation.hub import Hub, Process
 from tests.simulation.memory_table import Change, item_size
 from tests.simulation.network import Network
+from tests.simulation.standings import Standings
 from tests.simulation.truth import Call, Held
 from tollgate.domain.plans import ExpiryPolicy, Plan
 from tollgate.domain.tokens import TokenCounts
@@ -95,7 +96,7 @@ class Oracle:
         self.violations: list[Violation] = []
         self.meters: defaultdict[Key, MeterTruth] = defaultdict(MeterTruth)
         self.reservations: dict[str, Held] = {}
-        self.profiles: dict[str, int] = {}
+        self.standings = Standings(plans, seen, self.report)
         self.pools: dict[Key, int] = {}
         """Tokens taken."""
         self.used_keys: dict[tuple[int, str], Call] = {}
@@ -115,23 +116,23 @@ class Oracle:
 
     def watch(self, changes: list[Change]) -> None:
         self.seen["commits"] += 1
-        meter: Change | None = None
-        record: Change | None = None
-        pool: Change | None = None
+        meters: list[Change] = []
+        others: dict[str, Change] = {}
         for change in changes:
             kind = change.sk[:5]
             if kind == "USAGE":
-                meter = change
-            elif kind == "EXPIR":
-                record = change
-            elif kind == "MONTH":
-                pool = change
-            elif kind == "PROFI":
-                self._watch_profile(change)
-        self._watch_pool(pool, meter)
-        if meter is not None:
-            self._watch_meter(meter, record, with_profile=len(changes) > 1)
-        elif record is not None:
+                meters.append(change)
+            else:
+                others[kind] = change
+        meter, record = meters[0] if meters else None, others.get("EXPIR")
+        self._watch_pool(others.get("MONTH"), meter)
+        profile = others.get("PROFI")
+        if profile is not None and profile.new is None:
+            self.report("stale_plan", f"profile {profile.pk} deleted")
+        self.standings.watch(profile, others.get("SUBSC"), meters, self.network.sent_reading)
+        for meter in meters:
+            self._watch_meter(meter, record)
+        if record is not None and not meters:
             self.report("half_correction", f"{record.sk} changed without its meter")
 
     def _watch_pool(self, change: Change | None, meter: Change | None) -> None:
@@ -158,23 +159,14 @@ class Oracle:
         ]
         return any(room < 0 for room in rooms)
 
-    def _watch_profile(self, change: Change) -> None:
-        if change.new is None:
-            self.report("stale_plan", f"profile {change.pk} deleted")
-            return
-        version = int(change.new["plan_version"]["N"])
-        if version <= self.profiles.get(change.pk, 0):
-            self.report("stale_plan", f"plan version of {change.pk} went to {version} from {self.profiles[change.pk]}")
-        self.profiles[change.pk] = version
-
-    def _watch_meter(self, change: Change, record: Change | None, *, with_profile: bool) -> None:
+    def _watch_meter(self, change: Change, record: Change | None) -> None:
         key, old, new = (change.pk, change.sk), change.old, change.new
         truth = self.meters[key]
         if new is None:
             self.report("conservation", f"{key} deleted")
             return
         if old is None:
-            self._created(key, new)
+            self.seen["meters_created"] += 1
             old = _EMPTY_METER
         names = [name for name, value in new.items() if old.get(name) is not value and name[1] == "#"]
         gone = [name for name in old if name not in new] if len(new) != len(old) + len(names) else []
@@ -190,26 +182,7 @@ class Oracle:
                 self.seen["tombstones_dropped"] += 1
         if record is not None and record.old is not None:
             self._corrected(key, truth, old, new, record)
-        if old is not _EMPTY_METER and number(new, "plan_version") != number(old, "plan_version"):
-            self._resized(key, old, new, with_profile=with_profile)
         self._check_sums(key, truth, new)
-
-    def _created(self, key: Key, new: Item) -> None:
-        self.seen["meters_created"] += 1
-        version = number(new, "plan_version")
-        if version != self.profiles.get(key[0]):
-            self.report("stale_plan", f"{key} created on version {version}, profile has {self.profiles.get(key[0])}")
-
-    def _resized(self, key: Key, old: Item, new: Item, *, with_profile: bool) -> None:
-        self.seen["meters_resized"] += 1
-        self.seen["meters_carried"] += not with_profile
-        version = number(new, "plan_version")
-        if version < number(old, "plan_version") or version != self.profiles.get(key[0]):
-            self.report("stale_plan", f"{key} moved to version {version}, profile has {self.profiles.get(key[0])}")
-        plan = self.plans[new["plan_id"]["S"]]
-        carried = (number(new, "quota"), number(new, "overage_cap"), number(new, "req_quota"))
-        if carried != (plan.stored_quota_tokens, plan.overage_cap_tokens, plan.stored_quota_requests):
-            self.report("stale_plan", f"{key} carries {carried} under plan {plan.id}")
 
     # ---- reserve, top-up
 
@@ -260,6 +233,7 @@ class Oracle:
         truth.held[name] = held
         if number(new, "req_remaining") < 0:
             self.report("over_requests", f"{key} {name}: {number(new, 'req_remaining')} requests left")
+        self.standings.check_admission(*key, sender.name)
         plan = self.plans[new["plan_id"]["S"]]
         open_count = number(new, "open_count")
         self.most_open = max(self.most_open, open_count)

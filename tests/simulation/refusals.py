@@ -76,11 +76,11 @@ class Refusals:
         found = []
         for reading in {process.readings[0], process.readings[-1]}:  # a period may have ended in between
             now = datetime.fromtimestamp(reading, UTC)
-            period = period_at(self.scenario.period_kind, self.scenario.anchor_at, now)
             pk = user_pk(TENANT, user_id(request.user))
-            item = self.oracle.network.table.find(pk, f"USAGE#{period.id}")
-            if item is not None:
-                found.append((process.readings[-1], item))
+            for kind, anchor_at in self.oracle.standings.series(pk):  # the account in hand may be an older one
+                item = self.oracle.network.table.find(pk, f"USAGE#{period_at(kind, anchor_at, now).id}")
+                if item is not None:
+                    found.append((process.readings[-1], item))
         return found
 
     def _has_no_request(self, reading: float, item: Item) -> bool:

@@ -61,6 +61,7 @@ class RelayCall:
             requests=Requests(container.table),
             clock=container,
             journal=self.journal,
+            note_standing=lambda _: None,
             note_use=lambda _: None,
         )
 

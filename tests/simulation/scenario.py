@@ -10,6 +10,7 @@ from tests.simulation.network import MessageFaults
 from tollgate.domain.periods import UsagePeriod, period_at
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
 from tollgate.domain.principals import KeyLimits
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.domain.tokens import TokenWeights
 
 
@@ -70,9 +71,18 @@ class Request:
 class PlanChange:
     user: int
     at_seconds: float
-    plan_id: str
+    entitlements: Entitlements
     deliveries: tuple[float, ...]
     """Instants at which the notice arrives; the handler looks up what is true by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverageChoice:
+    """A user says how much overage they want."""
+
+    user: int
+    at_seconds: float
+    cap_cents: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,9 @@ class Scenario:
     anchor_at: datetime
     requests: tuple[Request, ...]
     plan_changes: tuple[PlanChange, ...]
+    choices: tuple[OverageChoice, ...]
+    restless: bool
+    """Users change plans just when their calls end."""
     sweeps_at: tuple[float, ...]
     weights: TokenWeights
     pace_seconds: float
@@ -155,6 +168,8 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         anchor_at=anchor,
         requests=(),
         plan_changes=(),
+        choices=(),
+        restless=False,
         sweeps_at=_sweeps(rng, start, span + timeout + 120),
         weights=rng.choice(_WEIGHTS) if relay else TokenWeights(),
         pace_seconds=rng.choice([0.2, 0.5, 5, 15]),
@@ -164,7 +179,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
     scenario = replace(
         scenario, requests=_draw_requests(rng, scenario, users), plan_changes=_draw_plan_changes(rng, scenario, users)
     )
-    scenario = replace(scenario, requests=_with_keys(scenario))
+    scenario = _with_subscriptions(replace(scenario, requests=_with_keys(scenario)), users)
     stormy = options.faults and crossing and len(plans) > 1 and rng.random() < 0.1
     return _boundary_storm(rng, scenario) if stormy else scenario
 
@@ -179,7 +194,7 @@ def _boundary_storm(rng: random.Random, scenario: Scenario) -> Scenario:
     for user, first_id in enumerate(scenario.first_plan_ids):
         at = boundary - rng.uniform(0, 3)
         other = rng.choice([plan_id for plan_id in scenario.plans if plan_id != first_id])
-        changes.append(PlanChange(user, at, other, (at,)))
+        changes.append(PlanChange(user, at, Entitlements(other, None), (at,)))
     return replace(
         scenario,
         clock_error_seconds=5.0,
@@ -328,5 +343,66 @@ def _draw_plan_changes(rng: random.Random, scenario: Scenario, users: int) -> tu
             deliveries = tuple(
                 at + rng.choice([0, 0.01, 3, 60]) * rng.random() for _ in range(rng.choice([1, 1, 2, 3]))
             )
-            changes.append(PlanChange(user, at, rng.choice(list(scenario.plans)), deliveries))
+            entitlements = Entitlements(rng.choice(list(scenario.plans)), None)
+            changes.append(PlanChange(user, at, entitlements, deliveries))
     return tuple(changes)
+
+
+def _with_subscriptions(scenario: Scenario, users: int) -> Scenario:
+    """In two thirds of the runs plans change as subscriptions do: periods move, trials, failed payments, own choices.
+
+    From a generator of its own, as keys are.
+    """
+    rng = random.Random(scenario.seed ^ 0x5B5C)
+    if rng.random() < 1 / 3:
+        return scenario
+    thirsty = rng.random() < 0.3
+    scenario = replace(scenario, plans={plan.id: _as_sold(rng, plan, thirsty) for plan in scenario.plans.values()})
+    again = _draw_plan_changes(rng, scenario, users)
+    changes, anchors = [], {user: [scenario.anchor_at] for user in range(users)}
+    for change in sorted([*scenario.plan_changes, *again], key=lambda one: one.at_seconds):
+        subscribed_at = datetime.fromtimestamp(int(change.at_seconds), UTC)
+        trial = rng.random() < 0.15
+        anchor_at = rng.choice(
+            [None, subscribed_at + timedelta(days=10 if trial else 0), rng.choice(anchors[change.user])]
+        )
+        if anchor_at is not None:
+            anchors[change.user].append(anchor_at)
+        entitlements = Entitlements(
+            change.entitlements.plan_id,
+            anchor_at,
+            trial=trial,
+            overage_blocked=rng.random() < 0.15,
+            paid=rng.random() < 0.95,
+        )
+        changes.append(replace(change, entitlements=entitlements))
+    return replace(
+        scenario,
+        plan_changes=tuple(changes),
+        choices=_draw_choices(rng, scenario, users),
+        restless=thirsty and not scenario.relay and rng.random() < 0.3,
+    )
+
+
+def _as_sold(rng: random.Random, plan: Plan, thirsty: bool) -> Plan:
+    """Prices, periods and trials that differ by plan; if `thirsty`, quotas so small that most use is overage."""
+    quota = plan.quota_tokens
+    if thirsty and quota is not None and plan.pool_tokens is None:
+        plan = replace(plan, quota_kind=QuotaKind.SOFT, quota_tokens=quota // 8, overage_cap_tokens=quota)
+    soft, quota = plan.overage_cap_tokens > 0, plan.quota_tokens
+    return replace(
+        plan,
+        period_kind=rng.choice([plan.period_kind, *PeriodKind]),
+        overage_price_microusd_per_1k_tokens=rng.choice([20_000, 15_000, 7_001, 0]) if soft else 0,
+        overage_opt_in=soft and rng.random() < 0.25,
+        trial_quota_tokens=None if quota is None or rng.random() < 0.5 else quota // 4,
+    )
+
+
+def _draw_choices(rng: random.Random, scenario: Scenario, users: int) -> tuple[OverageChoice, ...]:
+    choices = []
+    for user in range(users):
+        for _ in range(rng.choice([0, 1, 2])):
+            at = scenario.start_seconds + rng.random() * scenario.span_seconds
+            choices.append(OverageChoice(user, at, rng.choice([None, 0, 1, 3, 20, 1000])))
+    return tuple(choices)

@@ -17,10 +17,10 @@ from tests.support.engines import TABLE_NAME, ExactTable, exact_table
 from tollgate.domain.ledger import Meter, MeterKey, Reservation
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
-from tollgate.domain.principals import Profile
+from tollgate.domain.principals import Account, Profile
 from tollgate.domain.tokens import TokenCounts
-from tollgate.storage.meters import Booking, Expired, KeyStep, Meters, RateStep
-from tollgate.storage.table import Table
+from tollgate.storage.meters import Booking, Changing, Expired, KeyStep, Meters, RateStep, RunningMeter
+from tollgate.storage.table import Table, attributes, user_pk
 from tollgate.storage.users import Users
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class _Driver:
             return
         often = (self._reserve, self._reserve, self._settle)
         others = (self._reserve_once, self._settle, self._top_up, self._forbid, self._expire, self._correct)
-        plans = (self._change_plan, self._carry_plan, self._forget, self._list)
+        plans = (self._change_plan, self._carry_plan, self._write_unchanged, self._forget, self._list)
         rng.choice((*often, *others, *plans))(key, meter)
 
     def _some_reservation(self, meter: Meter) -> Reservation:
@@ -274,12 +274,38 @@ class _Driver:
         self.meters.correct(key, reservation, expired, _booking(self.rng, 50), meter.overage_cap_tokens, 600)
 
     def _change_plan(self, key: MeterKey, meter: Meter) -> None:
-        seen = self.versions[key.user_id] - self.rng.choice([0, 0, 0, 1])
-        if self.meters.change_plan(key, meter, _plan(self.rng), seen):
+        rng, seen = self.rng, self.versions[key.user_id] - self.rng.choice([0, 0, 0, 1])
+        account = self._account(key.user_id, seen + 1)
+        other = MeterKey("main", key.user_id, _PERIODS[rng.randrange(len(_PERIODS))])
+        leaves = None if other == key else RunningMeter(other, rng.choice([None, self.meters.find(other)]))
+        condition = rng.choice(["attribute_not_exists(PK)", "attribute_exists(PK)"])
+        put: Any = {
+            "TableName": TABLE_NAME,
+            "Item": attributes(PK=user_pk("main", key.user_id), SK=f"SUBSCRIBER{rng.randrange(3)}", version=seen),
+            "ConditionExpression": condition,
+        }
+        done = self.meters.change_entitlements(
+            replace(account.profile, plan_version=seen),
+            account,
+            enters=RunningMeter(key, rng.choice([meter, meter, meter, None])),
+            leaves=leaves,
+            also=rng.choice([[], [], [{"Put": put}]]),
+        )
+        if done is Changing.DONE:
             self.versions[key.user_id] = seen + 1
 
+    def _account(self, user: str, version: int) -> Account:
+        rng, plan = self.rng, _plan(self.rng)
+        plan = replace(plan, overage_price_microusd_per_1k_tokens=rng.choice([0, 7]))
+        profile = Profile("main", user, plan.id, version, _START, trial=rng.random() < 0.2)
+        return Account.of(replace(profile, overage_cap_cents=rng.choice([None, 0, 1])), plan)
+
+    def _write_unchanged(self, key: MeterKey, meter: Meter) -> None:
+        profile = self._account(key.user_id, self.versions[key.user_id] - self.rng.choice([0, 1])).profile
+        self.meters.write_unchanged(profile, [])
+
     def _carry_plan(self, key: MeterKey, meter: Meter) -> None:
-        self.meters.carry_plan(meter, _plan(self.rng), self.versions[key.user_id])
+        self.meters.carry_plan(key, meter, self._account(key.user_id, self.versions[key.user_id]))
 
     def _forget(self, key: MeterKey, meter: Meter) -> None:
         self.meters.forget_marker(key, f"key-{self.rng.randrange(30)}", self._some_reservation(meter))

@@ -16,21 +16,22 @@ from tests.simulation.hub import Hub, LivelockError, Process
 from tests.simulation.ledger_calls import LedgerCall, ask_for
 from tests.simulation.memory_table import MemoryTable
 from tests.simulation.network import MessageFaults, Network
+from tests.simulation.notices import apply_choice, apply_notice
 from tests.simulation.oracle import Oracle
 from tests.simulation.reckoning import reckon
 from tests.simulation.refusals import Refusals
 from tests.simulation.relay_calls import MODEL_ID, RelayCall
-from tests.simulation.scenario import Levels, PlanChange, Request, Scenario
+from tests.simulation.scenario import Levels, OverageChoice, PlanChange, Request, Scenario
 from tests.simulation.truth import PRICES, Call
 from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.errors import (
     QuotaExceededError,
     RateLimitedError,
-    StaleAccountError,
     StoreUnavailableError,
 )
 from tollgate.domain.pricing import Model, PriceRow
 from tollgate.domain.principals import Profile
+from tollgate.domain.subscriptions import Entitlements
 from tollgate.flows.sweep_meters import sweep_meters
 from tollgate.storage.table import user_pk
 
@@ -73,7 +74,8 @@ class World:
         self.oracle.network = self.network
         self.levels = scenario.levels
         self.idle: list[Container] = []
-        self.desired = list(scenario.first_plan_ids)
+        self.chosen: list[int | None] = [None for _ in scenario.first_plan_ids]
+        """Overage caps that the users chose, in cents."""
         self._ids = 0
         self._containers = 0
         self._recent_ids: list[str] = []
@@ -97,6 +99,8 @@ class World:
     def _set_up(self) -> None:
         for user, plan_id in enumerate(self.scenario.first_plan_ids):
             profile = Profile(TENANT, user_id(user), plan_id, 1, self.scenario.anchor_at)
+            self.oracle.standings.homes[user_pk(TENANT, user_id(user))] = self.scenario.anchor_at
+            self._sell(user, Entitlements(plan_id, None))
             self._spawn("setup", partial(_create_profile, profile=profile), mortal=False)
         self.network.set_faults(self.scenario.message_faults)
 
@@ -105,19 +109,36 @@ class World:
             self.hub.at(request.at_seconds, partial(self._invoke, index, request))
         for change in self.scenario.plan_changes:
             self._schedule_plan_change(change)
+        for choice in self.scenario.choices:
+            self._schedule_choice(choice)
         for number, instant in enumerate(self.scenario.sweeps_at):
             self.hub.at(instant, partial(self._spawn, f"sweep{number}", self._sweep))
 
     def _schedule_plan_change(self, change: PlanChange) -> None:
-        def subscribe() -> None:
-            self.desired[change.user] = change.plan_id
-
-        self.hub.at(change.at_seconds, subscribe)
+        self.hub.at(change.at_seconds, lambda: self._sell(change.user, change.entitlements))
         for instant in change.deliveries:
-            self.hub.at(instant, lambda: self._deliver_notice(change.user))
+            self.hub.at(instant, lambda: self.deliver_notice(change.user))
 
-    def _deliver_notice(self, user: int) -> None:
-        self._spawn(f"notice{user}", partial(self._apply_notice, user=user))
+    def _schedule_choice(self, choice: OverageChoice) -> None:
+        def choose() -> None:
+            self.chosen[choice.user] = choice.cap_cents
+            self.deliver_choice(choice.user)
+
+        self.hub.at(choice.at_seconds, choose)
+
+    def _sell(self, user: int, entitlements: Entitlements) -> None:
+        self.oracle.standings.sold[user_pk(TENANT, user_id(user))].append(entitlements)
+
+    def change_suddenly(self, user: int) -> None:
+        """A plan that is sold now; its notice is on its way."""
+        self._sell(user, Entitlements(self.rng.choice(list(self.scenario.plans)), None))
+        self.hub.after(0, lambda: self.deliver_notice(user))
+
+    def deliver_notice(self, user: int) -> None:
+        self._spawn(f"notice{user}", partial(apply_notice, self, user))
+
+    def deliver_choice(self, user: int) -> None:
+        self._spawn(f"choice{user}", partial(apply_choice, self, user))
 
     def _come_to_rest(self) -> None:
         """After everything late has landed: faults off, one sweep, one newest plan everywhere, then the last checks."""
@@ -127,9 +148,12 @@ class World:
         self.levels = Levels(settled_twice=0)
         self._spawn("last_sweep", self._whole_sweep if scenario.whole_job else self._sweep, mortal=False)
         self.hub.run()
-        for user in range(len(self.desired)):
-            self._spawn(f"last_notice{user}", partial(self._apply_notice, user=user), mortal=False)
+        for user in range(len(self.chosen)):
+            self._spawn(f"last_notice{user}", partial(apply_notice, self, user), mortal=False)
             self.hub.run()
+            if self.scenario.choices:
+                self._spawn(f"last_choice{user}", partial(apply_choice, self, user), mortal=False)
+                self.hub.run()
             self._spawn(f"probe{user}", partial(self._probe, user=user), mortal=False)
             self.hub.run()
         reckon(self.oracle, self._meters(), [item for _, _, item in self._items("REQUEST#")])
@@ -234,29 +258,12 @@ class World:
                 "orphan_leak", f"the scheduled sweep saw {report.seen_meters} of {len(self._meters())} meters"
             )
 
-    def _apply_notice(self, container: Container, user: int) -> None:
-        """As a webhook handler must: version first, then what is true now, then change by that version."""
-        try:
-            for _ in range(6):
-                account = container.account(user, fresh=True)
-                plan = self.scenario.plans[self.desired[user]]
-                if account.profile.plan_id == plan.id:
-                    return
-                try:
-                    container.ledger.change_plan(account, container.key(account), plan)
-                except StaleAccountError:
-                    self.seen["plan_change_raced"] += 1
-                    continue
-                self.seen["plan_changes"] += 1
-                return
-        except StoreUnavailableError:
-            self.hub.after(20, lambda: self._deliver_notice(user))
-
     def _probe(self, container: Container, user: int) -> None:
         """One more call after the storm: the newest plan must have reached the running meter, and calls must work."""
         account = container.account(user, fresh=True)
-        if account.profile.plan_id != self.desired[user]:
-            self.oracle.report("stale_plan", f"user {user} ends on {account.profile.plan_id}, not {self.desired[user]}")
+        wanted = self.oracle.standings.sold[user_pk(TENANT, account.user_id)][-1]
+        if account.profile != replace(account.profile.entitled_to(wanted), overage_cap_cents=self.chosen[user]):
+            self.oracle.report("stale_plan", f"user {user} ends as {account.profile}, not {wanted} {self.chosen[user]}")
         key = container.key(account)
         try:
             container.ledger.release(container.ledger.reserve(account, key, ask_for(container, 1, 16)))
@@ -265,8 +272,8 @@ class World:
             if error.error_code == "free_pool_exhausted" and self.oracle.has_full_pool():
                 return
         item = self.table.find(user_pk(TENANT, account.user_id), f"USAGE#{key.period.id}")
-        if item is None or item["plan_id"]["S"] != self.desired[user]:
-            self.oracle.report("stale_plan", f"user {user}: running meter is {item}, wanted {self.desired[user]}")
+        if item is None or item["plan_id"]["S"] != wanted.plan_id:
+            self.oracle.report("stale_plan", f"user {user}: running meter is {item}, wanted {wanted.plan_id}")
 
     # ---- calls
 

@@ -36,6 +36,13 @@ def test_a_profile_without_email_and_unpaid_is_found_so(table: CountedTable) -> 
     assert Users(table).find_profile("main", "u1") == unpaid
 
 
+def test_a_profile_of_a_subscriber_is_found_with_all_that_payments_and_choice_decide(table: CountedTable) -> None:
+    made_at = datetime.fromtimestamp(NOON - 86_400, UTC)
+    subscribed = replace(PROFILE, created_at=made_at, trial=True, overage_blocked=True, overage_cap_cents=0)
+    Users(table).create_profile(subscribed)
+    assert Users(table).find_profile("main", "u1") == subscribed
+
+
 def test_an_unconfirmed_address_is_remembered_until_it_is_confirmed(table: CountedTable) -> None:
     users = Users(table)
     users.create_profile(PROFILE)

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from tests.simulation.memory_table import MemoryTable
 from tests.support.scripted_dynamodb import ScriptedClient
-from tollgate.domain.ledger import Ask, Meter, MeterKey
+from tollgate.domain.ledger import Ask, Grant, Meter, MeterKey, Settlement
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
 from tollgate.domain.principals import Account, Profile
 from tollgate.domain.subscriptions import Entitlements
-from tollgate.flows.ledger import Ledger
+from tollgate.flows.ledger import Ledger, account_key
 from tollgate.storage.meters import Meters
 from tollgate.storage.table import Table
 from tollgate.storage.users import Users
@@ -102,9 +102,20 @@ class LedgerWorld:
         """Another process on the same table."""
         return Ledger(self.meters, self, ids or Counting())
 
-    def change(self, plan: Plan, *, anchor_at: datetime | None = None, **changes: bool) -> Account:
-        """Other entitlements, by the account as it was when the world was made; `world.renew()` reads it again."""
+    def change(self, plan: Plan, *, anchor_at: datetime | None = None, **changes: Any) -> Account:  # noqa: ANN401  any field of Entitlements
+        """Other entitlements for the account in hand, which is another process's from now on: see `follow`."""
         return self.ledger.change_entitlements(self.account, Entitlements(plan.id, anchor_at, **changes), plan)
+
+    def follow(self, account: Account) -> None:
+        """This process has heard of a change: it goes on with the account as it is now."""
+        self.account = account
+        self.key = account_key(account, datetime.fromtimestamp(self.seconds, UTC))
+
+    def use(self, tokens: int) -> Grant:
+        """One call from beginning to end, in the account's running period."""
+        grant = self.ledger.reserve(self.account, self.key, an_ask(tokens, may_clamp=False))
+        self.ledger.settle(grant, Settlement(tokens))
+        return grant
 
     def open_meter(self) -> None:
         """The first reservation of a period makes two calls more; tests that count calls have it behind them."""

@@ -164,6 +164,8 @@ def _holds(expression: Node, template: Mapping[str, Node], parameters: Mapping[s
             return not _holds(argument[0], template, parameters)
         case "Fn::And":
             return all(_holds(part, template, parameters) for part in argument)
+        case "Fn::Or":
+            return any(_holds(part, template, parameters) for part in argument)
     raise ValueError(f"this reader does not know {function}")
 
 

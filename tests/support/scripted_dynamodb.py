@@ -39,10 +39,15 @@ class ScriptedClient:
         self._fates: deque[Fate] = deque()
         self._late: list[tuple[str, dict[str, Any]]] = []
         self._tokens = 0
+        self._before: tuple[str, Callable[[], object]] | None = None
 
     def next_calls(self, *fates: Fate) -> None:
         """The fates of the coming calls, reads included; afterwards all is fine."""
         self._fates.extend(fates)
+
+    def before_next(self, operation: str, act: Callable[[], object]) -> None:
+        """Somebody else gets in between: `act` runs once, just before the next call of this operation lands."""
+        self._before = operation, act
 
     def deliver_late(self) -> list[bool]:
         """Let the delayed requests land now; which of them were applied."""
@@ -78,6 +83,9 @@ class ScriptedClient:
 
     def _call(self, operation: str, request: dict[str, Any]) -> Answer:
         self.calls.append(operation)
+        if self._before is not None and self._before[0] == operation:
+            (_, act), self._before = self._before, None
+            act()
         fate = self._fates.popleft() if self._fates else Fate.FINE
         retries = 0
         match fate:

@@ -26,7 +26,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 60.0
 """Includes installing the engines where that has not been done yet."""
 STOP_SECONDS = 15.0
-NOT_INHERITED = ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN", "PORT", "MAKEFLAGS", "MAKELEVEL")
+NOT_INHERITED = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "ANTHROPIC_BASE_URL",
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "PORT",
+    "STRIPE_SECRET_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+)
 """What a developer may have set for the stack must not change what a test sees."""
 
 
@@ -116,6 +125,19 @@ class RunningStack:
         """Runs every scheduled function now; what each returned."""
         runs: list[dict[str, Any]] = self._call("POST", f"{self.gateway_url}/_dev/schedules")["runs"]
         return runs
+
+    def billing(self) -> dict[str, Any]:
+        """What the billing page asks first; `open` once plans can be bought."""
+        return self._call("GET", f"{self.gateway_url}/_dev/billing.json")
+
+    def advance(self, seconds: int) -> None:
+        """Lets time pass at the double of Stripe; what is due happens, and is told."""
+        self._call("POST", f"{self.gateway_url}/_dev/billing/advance/{seconds}")
+
+    def stripe(self, method: str, name: str, body: object = None) -> dict[str, Any]:
+        """Steers the double of Stripe."""
+        data = None if body is None else json.dumps(body).encode()
+        return self._call(method, f"{self.description['fake_stripe_url']}/_double/{name}", data)
 
     def access_token(self, who: str = "demo") -> str:
         """A fresh Cognito access token of `demo` or `near_quota`."""

@@ -21,7 +21,9 @@ from tests.support.sam import (
     resources_of,
     to_cloudformation,
 )
+from tollgate.config import ConfigurationError, load_settings
 from tollgate.edge.account_documents import SHORTEST_PASSWORD
+from tollgate.storage.stripe_events import LEASE_SECONDS
 
 TEMPLATE = load_template()
 FUNCTIONS = functions_of(TEMPLATE)
@@ -36,9 +38,13 @@ OPEN_ROUTES = {
     "POST /auth/password/forgot",
     "POST /auth/password/reset",
     "POST /api-keys/report",
+    "GET /billing/plans",
+    # Stripe signs what it sends.
+    "POST /stripe/webhook",
 }
 """Routes of the HTTP API that anybody may call."""
 
+NAMED_LIKE_A_SECRET = {"ALLOW_TEST_KEYS", "STRIPE_API_BASE_URL"}
 SECRET_LIKE = re.compile(r"SECRET|PASSWORD|TOKEN|PEPPER|API_?KEY|CREDENTIAL|PRIVATE", re.IGNORECASE)
 
 
@@ -193,14 +199,19 @@ def test_no_variable_holds_a_secret() -> None:
     parameters = parameters_of(TEMPLATE)
     for name, function in FUNCTIONS.items():
         for variable, value in resolved(function["Environment"]["Variables"], TEMPLATE, parameters).items():
-            if SECRET_LIKE.search(variable) and variable != "ALLOW_TEST_KEYS":
+            if SECRET_LIKE.search(variable) and variable not in NAMED_LIKE_A_SECRET:
                 assert variable.endswith("_PARAMETER"), f"{name}: {variable}"
                 assert value.startswith(f"/tollgate/{parameters['Stage']}/"), f"{name}: {variable}"
             assert "sk-ant-" not in str(value)
+            assert not re.search("(sk|rk|whsec)_", str(value))
 
 
 SECRETS_OF = {
-    "auth": {"KEY_PEPPER_PARAMETER"},
+    # Who deletes an account ends what is paid for.
+    "auth": {"KEY_PEPPER_PARAMETER", "STRIPE_SECRET_KEY_PARAMETER"},
+    "billing": {"KEY_PEPPER_PARAMETER", "STRIPE_SECRET_KEY_PARAMETER"},
+    "stripe_webhook": {"STRIPE_SECRET_KEY_PARAMETER", "STRIPE_WEBHOOK_SECRET_PARAMETER"},
+    "usage_reset": {"STRIPE_SECRET_KEY_PARAMETER"},
     "api_keys": {"KEY_PEPPER_PARAMETER"},
     "claude": {"KEY_PEPPER_PARAMETER", "UPSTREAM_API_KEY_PARAMETER"},
 }
@@ -229,6 +240,12 @@ def test_endpoints_are_declared_and_empty() -> None:
         services = ("COGNITO_IDENTITY_PROVIDER", "DYNAMODB", "SSM")
         for variable in (*(f"AWS_ENDPOINT_URL_{service}" for service in services), "COGNITO_JWKS_URL"):
             assert function["Environment"]["Variables"][variable] == ""
+    for name, function in FUNCTIONS.items():
+        variables = function["Environment"]["Variables"]
+        assert variables.get("STRIPE_API_BASE_URL", "") == "", name
+        assert ("STRIPE_API_BASE_URL" in variables) == ("STRIPE_SECRET_KEY_PARAMETER" in variables), name
+        assert variables.get("AWS_ENDPOINT_URL_SQS", "") == "", name
+    assert "AWS_ENDPOINT_URL_SQS" in FUNCTIONS["stripe_webhook"]["Environment"]["Variables"]
 
 
 def test_pruned_layers_keep_every_aws_service_that_code_calls() -> None:
@@ -425,6 +442,84 @@ def test_addresses_are_encrypted_except_on_the_users_own_machine(name: str) -> N
         assert not pattern.fullmatch(address), address
 
 
+# --- Stripe ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode", "live"),
+    [
+        ("dev", "auto", "false"),
+        ("prod", "auto", "true"),
+        ("prod", "test", "false"),
+        ("dev", "live", "true"),
+        ("prod", "live", "true"),
+    ],
+)
+def test_real_money_is_taken_in_production_unless_said_otherwise(stage: str, mode: str, live: str) -> None:
+    parameters = parameters_of(TEMPLATE, Stage=stage, StripeMode=mode)
+    variables = resolved(FUNCTIONS["stripe_webhook"]["Environment"]["Variables"], TEMPLATE, parameters)
+    assert variables["STRIPE_LIVEMODE"] == live
+
+
+def test_no_event_of_stripes_is_worked_on_twice_at_once_or_lost() -> None:
+    function = FUNCTIONS["stripe_webhook"]
+    queue = TEMPLATE["Resources"]["StripeEventQueue"]["Properties"]
+    [source] = [event["Properties"] for event in function["Events"].values() if event["Type"] == "SQS"]
+    assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]  # as AWS advises
+    assert queue["RedrivePolicy"] == {
+        "deadLetterTargetArn": {"Fn::GetAtt": ["StripeEventDeadLetterQueue", "Arn"]},
+        "maxReceiveCount": 5,
+    }
+    assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]  # one bad event keeps no other waiting
+    dead_letters = TEMPLATE["Resources"]["StripeEventDeadLetterQueue"]["Properties"]
+    assert dead_letters["MessageRetentionPeriod"] == queue["MessageRetentionPeriod"] == 14 * 24 * 3600
+    kept = function["EventInvokeConfig"]["DestinationConfig"]["OnFailure"]
+    assert kept == {"Type": "SQS", "Destination": {"Fn::GetAtt": ["StripeEventDeadLetterQueue", "Arn"]}}
+    assert function["Timeout"] < LEASE_SECONDS  # a lease ends after its owner
+
+
+def test_an_event_bus_is_listened_to_only_when_it_is_named() -> None:
+    def parts(**parameters: str) -> set[str]:
+        kinds = ("AWS::Events::Rule", "AWS::SQS::QueuePolicy")
+        template = to_cloudformation(TEMPLATE, **parameters)
+        conditions = {"HasStripeEventBus": bool(parameters)}
+        return {
+            kind
+            for kind in kinds
+            for resource in resources_of(template, kind).values()
+            if conditions.get(resource.get("Condition", ""), True)
+        }
+
+    assert parts() == set()
+    assert parts(StripeEventBus="aws.partner/stripe.com/ed_test_1") == {"AWS::Events::Rule", "AWS::SQS::QueuePolicy"}
+
+
+@pytest.mark.parametrize(
+    ("urls", "taken"),
+    [
+        ("", True),
+        ("https://app.example.com", True),
+        ("https://app.example.com/billing,http://localhost:3000/billing", True),
+        ("http://app.example.com", False),
+        ("https://App.example.com", False),
+        ("https://user@app.example.com", False),
+        ("https://app.example.com/%2e", False),
+        ("https://app.example.com?x=1", False),
+        ("https://app.example.com ,https://b.example.com", False),
+    ],
+)
+def test_pages_to_return_to_are_plain_addresses(urls: str, taken: bool) -> None:
+    """What the template takes, the function takes as well: a deployment that starts."""
+    pattern = TEMPLATE["Parameters"]["BillingReturnUrls"]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, urls)) is taken
+    if taken:
+        read = load_settings({"STAGE": "dev", "TABLE_NAME": "t", "BILLING_RETURN_URLS": urls}).billing_return_urls
+        assert ",".join(read) == urls
+    else:
+        with pytest.raises(ConfigurationError, match="BILLING_RETURN_URLS"):
+            load_settings({"STAGE": "dev", "TABLE_NAME": "t", "BILLING_RETURN_URLS": urls})
+
+
 # --- Schedule, logs, alarms -----------------------------------------------------------------------------------------
 
 
@@ -460,7 +555,7 @@ def test_every_function_logs_to_a_group_of_its_own_that_forgets() -> None:
 def test_every_alarm_reaches_the_topic_and_names_its_runbook_section() -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text()
     alarms = resources_of(TEMPLATE, "AWS::CloudWatch::Alarm")
-    assert len(alarms) <= 10  # the free ones: a deployment without traffic costs nothing
+    assert len(alarms) <= 12  # ten are free, each more is $0.10 a month: docs/operations.md, "What it costs"
     for name, alarm in alarms.items():
         properties = alarm["Properties"]
         assert properties["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
@@ -487,6 +582,7 @@ def test_the_alarms_watch_what_hurts() -> None:
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
         ("Tollgate", "UpstreamKeyFaults"),
         ("Tollgate", "PromptAboveBound"),
+        ("Tollgate", "StripeAlarms"),
     }
 
 

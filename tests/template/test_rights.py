@@ -44,6 +44,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
             "cognito-idp:AdminUserGlobalSignOut",
         },
         f"{SSM}/key-pepper": {"ssm:GetParameters"},
+        f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},
     },
     "pre_token_generation": {
         "<PreTokenGenerationLogGroup.Arn>": LOGS,
@@ -65,6 +66,37 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "<UsageLogGroup.Arn>": LOGS,
         TABLE: {"dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"},
     },
+    "billing": {
+        "<BillingLogGroup.Arn>": LOGS,
+        TABLE: {
+            "dynamodb:BatchGetItem",
+            "dynamodb:ConditionCheckItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+        },
+        f"{SSM}/key-pepper": {"ssm:GetParameters"},
+        f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},
+    },
+    "stripe_webhook": {
+        "<StripeWebhookLogGroup.Arn>": LOGS,
+        TABLE: {
+            "dynamodb:ConditionCheckItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:UpdateItem",
+        },
+        f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},
+        f"{SSM}/stripe-webhook-secret": {"ssm:GetParameters"},
+        "<StripeEventQueue.Arn>": {
+            "sqs:DeleteMessage",
+            "sqs:GetQueueAttributes",
+            "sqs:ReceiveMessage",
+            "sqs:SendMessage",
+        },
+        "<StripeEventDeadLetterQueue.Arn>": {"sqs:SendMessage"},
+    },
     "claude": {
         "<ClaudeLogGroup.Arn>": LOGS,
         # Transactions are granted by what is in them.
@@ -80,7 +112,13 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     },
     "usage_reset": {
         "<UsageResetLogGroup.Arn>": LOGS,
-        TABLE: {"dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"},
+        TABLE: {
+            "dynamodb:ConditionCheckItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:UpdateItem",
+        },
+        f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},
         "<Table.Arn>/index/GSI1": {"dynamodb:Query"},
         "<UsageResetDeadLetterQueue.Arn>": {"sqs:SendMessage"},
     },

@@ -49,7 +49,7 @@ class Catalog:
             for row in self._store.all("product")
             if params.get("active", row["active"]) == row["active"] and row["id"] in params.get("ids", [row["id"]])
         ]
-        return self._store.list(rows, params, "/v1/products")
+        return self._store.page(rows, params, "/v1/products")
 
     def retrieve_product(self, _: Json, identifier: str) -> Json:
         return self._store.get("product", identifier)
@@ -147,7 +147,7 @@ class Catalog:
             and ("lookup_keys" not in params or row["lookup_key"] in params["lookup_keys"])
             and _recurs_as(row["recurring"], params.get("recurring", {}))
         ]
-        return self._store.list(rows, params, "/v1/prices")
+        return self._store.page(rows, params, "/v1/prices")
 
     def retrieve_price(self, _: Json, identifier: str) -> Json:
         return self._store.get("price", identifier)

@@ -21,7 +21,7 @@ class Customers:
     def routes(self) -> Routes:
         return {
             "POST /v1/customers": self.create,
-            "GET /v1/customers": self.list,
+            "GET /v1/customers": self.browse,
             "GET /v1/customers/{customer}": self.retrieve,
             "POST /v1/customers/{customer}": self.update,
             "DELETE /v1/customers/{customer}": self.delete,
@@ -32,6 +32,13 @@ class Customers:
         made.update(
             balance=params.get("balance", 0),
             invoice_prefix=made["id"][4:12].upper(),
+            invoice_settings={
+                "custom_fields": None,
+                "default_payment_method": None,
+                "footer": None,
+                "rendering_options": None,
+            }
+            | params.get("invoice_settings", {}),
             metadata=merge_metadata(None, params.get("metadata", {})),
             next_invoice_sequence=1,
             tax_exempt=params.get("tax_exempt", "none"),
@@ -39,13 +46,13 @@ class Customers:
         self._store.emit("customer.created", self._store.put(made))
         return made
 
-    def list(self, params: Json) -> Json:
+    def browse(self, params: Json) -> Json:
         rows = [
             row
             for row in self._store.all("customer")
             if not row.get("deleted") and params.get("email", row["email"]) == row["email"]
         ]
-        return self._store.list(rows, params, "/v1/customers")
+        return self._store.page(rows, params, "/v1/customers")
 
     def retrieve(self, _: Json, identifier: str) -> Json:
         customer = self._store.get("customer", identifier, "id")

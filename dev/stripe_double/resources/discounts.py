@@ -54,7 +54,7 @@ class Discounts:
         return made
 
     def list_coupons(self, params: Json) -> Json:
-        return self._store.list(self._store.all("coupon"), params, "/v1/coupons")
+        return self._store.page(self._store.all("coupon"), params, "/v1/coupons")
 
     def retrieve_coupon(self, _: Json, identifier: str) -> Json:
         return self._store.get("coupon", identifier, "coupon")
@@ -89,11 +89,11 @@ class Discounts:
             row
             for row in self._store.all("promotion_code")
             if params.get("active", row["active"]) == row["active"]
-            and params.get("code", row["code"]).lower() == row["code"].lower()
+            and str(params.get("code", row["code"])).lower() == row["code"].lower()
             and params.get("coupon", row["promotion"]["coupon"]) == row["promotion"]["coupon"]
             and params.get("customer", row["customer"]) == row["customer"]
         ]
-        return self._store.list(rows, params, "/v1/promotion_codes")
+        return self._store.page(rows, params, "/v1/promotion_codes")
 
     def retrieve_code(self, _: Json, identifier: str) -> Json:
         return self._store.get("promotion_code", identifier, "promotion_code")
@@ -160,6 +160,14 @@ class Discounts:
             totals.append({"amount": sum(shares), "discount": identifier})
         return totals
 
+    def net(self, subscription: Json, amount: int) -> int:
+        """What is left of an amount after the subscription's percentages; fixed amounts are not spread over time."""
+        for identifier in subscription["discounts"]:
+            coupon = self._store.get("coupon", self._store.get("discount", identifier)["source"]["coupon"])
+            if coupon["percent_off"] is not None:
+                amount -= prorated(amount, int(Decimal(str(coupon["percent_off"])) * 100), _PERCENT_PARTS)
+        return amount
+
     def _shares(self, discount: Json, amounts: list[int]) -> list[int]:
         coupon = self._store.get("coupon", discount["source"]["coupon"])
         if coupon["percent_off"] is not None:
@@ -183,4 +191,5 @@ class Discounts:
 
 
 def _left(line: Json) -> int:
-    return int(line["amount"]) - sum(one["amount"] for one in line["discount_amounts"])
+    taken: int = sum(one["amount"] for one in line["discount_amounts"])
+    return int(line["amount"]) - taken

@@ -48,7 +48,7 @@ class Meters:
     def routes(self) -> Routes:
         return {
             "POST /v1/billing/meters": self.create,
-            "GET /v1/billing/meters": self.list,
+            "GET /v1/billing/meters": self.browse,
             "GET /v1/billing/meters/{id}": self.retrieve,
             "POST /v1/billing/meters/{id}": self.update,
             "POST /v1/billing/meters/{id}/deactivate": self.deactivate,
@@ -83,9 +83,9 @@ class Meters:
         found = (row for row in self._store.all("billing.meter") if row["event_name"] == event_name)
         return next((row for row in found if row["status"] == "active"), None)
 
-    def list(self, params: Json) -> Json:
+    def browse(self, params: Json) -> Json:
         rows = [row for row in self._store.all("billing.meter") if params.get("status", row["status"]) == row["status"]]
-        return self._store.list(rows, params, "/v1/billing/meters")
+        return self._store.page(rows, params, "/v1/billing/meters")
 
     def retrieve(self, _: Json, identifier: str) -> Json:
         return self._store.get("billing.meter", identifier)

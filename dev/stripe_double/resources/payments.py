@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from dev.stripe_double.errors import StripeRefusal
+from dev.stripe_double.errors import StripeRefusal, missing
 from dev.stripe_double.forms import Json
-from dev.stripe_double.routes import Routes
+from dev.stripe_double.routes import Handler, Routes
 from dev.stripe_double.store import DAY, Store
 
 OK = "ok"
 DECLINED = "declined"
 REQUIRES_ACTION = "requires_action"
+_TEST_CARDS = {
+    "pm_card_authenticationRequired": REQUIRES_ACTION,
+    "pm_card_chargeCustomerFail": DECLINED,
+    "pm_card_visa": None,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Payments:
             "GET /v1/payment_methods": self._lister("payment_method", "/v1/payment_methods", "customer", "type"),
             "GET /v1/payment_methods/{payment_method}": self._getter("payment_method"),
             "GET /v1/customers/{customer}/payment_methods": self.customer_methods,
+            "POST /v1/payment_methods/{payment_method}/attach": self.attach,
             "POST /v1/payment_methods/{payment_method}/detach": self.detach,
             "POST /v1/refunds": self.create_refund,
             "GET /v1/refunds": self._lister("refund", "/v1/refunds", "charge", "payment_intent"),
@@ -50,14 +55,16 @@ class Payments:
             "GET /v1/radar/early_fraud_warnings/{early_fraud_warning}": self._getter("radar.early_fraud_warning"),
         }
 
-    def _lister(self, kind: str, url: str, *filters: str) -> Any:
+    def _lister(self, kind: str, url: str, *filters: str) -> Handler:
         def answer(params: Json) -> Json:
-            rows = [row for row in self._store.all(kind) if all(params.get(key, row[key]) == row[key] for key in filters)]
-            return self._store.list(rows, params, url)
+            rows = [
+                row for row in self._store.all(kind) if all(params.get(key, row[key]) == row[key] for key in filters)
+            ]
+            return self._store.page(rows, params, url)
 
         return answer
 
-    def _getter(self, kind: str) -> Any:
+    def _getter(self, kind: str) -> Handler:
         return lambda _, identifier: self._store.get(kind, identifier, kind.rpartition(".")[2])
 
     # Cards
@@ -97,7 +104,15 @@ class Payments:
     def customer_methods(self, params: Json, customer: str) -> Json:
         self._store.get("customer", customer, "customer")
         rows = [row for row in self._store.all("payment_method") if row.get("customer") == customer]
-        return self._store.list(rows, params, f"/v1/customers/{customer}/payment_methods")
+        return self._store.page(rows, params, f"/v1/customers/{customer}/payment_methods")
+
+    def attach(self, params: Json, token: str) -> Json:
+        """Stripe's test cards: `pm_card_visa` works, `pm_card_chargeCustomerFail` is declined at each payment."""
+        if token not in _TEST_CARDS:
+            raise missing("PaymentMethod", token, "payment_method")
+        customer = self._store.get("customer", params.get("customer", ""), "customer")
+        self.fail(customer["id"], _TEST_CARDS[token])
+        return self.add_card(customer)
 
     def detach(self, _: Json, identifier: str) -> Json:
         method = self._store.get("payment_method", identifier, "payment_method")
@@ -111,10 +126,16 @@ class Payments:
     # Payments
 
     def will(self, customer: str, card: str | None = None) -> str:
-        """How a payment of this customer would end now."""
+        """How a payment of this customer would end now; without `card`, by the card on file."""
         if card not in (None, OK):
             return str(card)
-        return self._failing.get(customer, OK)
+        if customer in self._failing:
+            return self._failing[customer]
+        return OK if card == OK or self.has_card(customer) else DECLINED
+
+    def has_card(self, customer: str) -> bool:
+        settings = self._store.get("customer", customer)["invoice_settings"]
+        return settings["default_payment_method"] is not None
 
     def pay(self, invoice: Json, intent_id: str | None, card: str | None) -> Attempt:
         """One attempt to collect an invoice; later attempts go on with the same payment intent."""
@@ -198,13 +219,15 @@ class Payments:
             and params.get("status", row["status"]) == row["status"]
             and payment.get("payment_intent", row["payment"]["payment_intent"]) == row["payment"]["payment_intent"]
         ]
-        return self._store.list(rows, params, "/v1/invoice_payments")
+        return self._store.page(rows, params, "/v1/invoice_payments")
 
     # What customers and banks take back
 
     def create_refund(self, params: Json) -> Json:
         if ("charge" in params) == ("payment_intent" in params):
-            raise StripeRefusal("One of the following params should be provided: charge, payment_intent.", param="charge")
+            raise StripeRefusal(
+                "One of the following params should be provided: charge, payment_intent.", param="charge"
+            )
         if "payment_intent" in params:
             intent = self._store.get("payment_intent", params["payment_intent"], "payment_intent")
             charge = self._store.get("charge", intent["latest_charge"] or "", "payment_intent")

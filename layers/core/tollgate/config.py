@@ -80,6 +80,12 @@ class Settings:
     """Where checkout and portal may send the user back to: each address and what lies below it."""
     stripe_event_queue_url: str | None
     stripe_event_dlq_url: str | None
+    operator_webhook_url: str | None
+    """Where the operator is told of passed usage thresholds; None: nowhere."""
+    operator_webhook_secret_parameter: str | None
+    """Of the secrets that sign what is sent there, several of them while they are changed."""
+    mail_from: str | None
+    """The address that users are told from; None: they are not."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterable[str] = ()) -> Settings:
@@ -115,6 +121,9 @@ def load_settings(environ: Mapping[str, str] | None = None, *, required: Iterabl
         billing_return_urls=reader.return_urls("BILLING_RETURN_URLS"),
         stripe_event_queue_url=reader.url("STRIPE_EVENT_QUEUE_URL"),
         stripe_event_dlq_url=reader.url("STRIPE_EVENT_DLQ_URL"),
+        operator_webhook_url=reader.safe_url("OPERATOR_WEBHOOK_URL", None),
+        operator_webhook_secret_parameter=reader.text("OPERATOR_WEBHOOK_SECRET_PARAMETER"),
+        mail_from=reader.mail_address("MAIL_FROM"),
     )
     reader.refuse_problems()
     return settings
@@ -180,10 +189,16 @@ class _Reader:
 
     def return_urls(self, name: str) -> tuple[str, ...]:
         """Addresses that users may be sent back to; https, except on this machine."""
-        found = tuple(part for part in re.split(r"[,\s]+", self.text(name) or "") if part)
+        found = tuple(part for part in (self.text(name) or "").split(",") if part)
         if not all(_is_http_url(url) and _is_safe_url(url) and _PLAIN_URL.fullmatch(url) for url in found):
             self._wrong[name] = "https URLs without user, query or fragment, separated by commas; http on this machine"
         return found
+
+    def mail_address(self, name: str) -> str | None:
+        value = self.text(name)
+        if value is not None and not re.fullmatch(r"[^@\s<>,\"]+@[A-Za-z0-9.-]+", value):
+            self._wrong[name] = "an e-mail address, without a name beside it"
+        return value
 
     def flag(self, name: str) -> bool:
         value = self.text(name) or "false"

@@ -54,6 +54,7 @@ FIELDS: Final = frozenset(
         "route",
         "status",
         "streamed",
+        "stripe_code",
         "subscription_id",
         "swept_count",
         "tenant_id",

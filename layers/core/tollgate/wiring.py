@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,36 +15,54 @@ from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.config import (
     API_KEYS_NEED,
     SIGN_IN_NEEDS,
+    STRIPE_NEEDS,
     TOKENS_NEED,
     UPSTREAM_NEEDS,
+    WEBHOOK_NEEDS,
     Settings,
     load_settings,
     needed,
 )
+from tollgate.domain.return_urls import ReturnUrls
 from tollgate.domain.sources import Clock, Report
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.api_keys import KeyRing
+from tollgate.flows.apply_subscription import SubscriptionSync
 from tollgate.flows.authenticate import Authenticator
+from tollgate.flows.billing_status import BillingStatuses
+from tollgate.flows.change_plan import PlanChanger
+from tollgate.flows.checkout import Checkouts
 from tollgate.flows.close_account import AccountCloser
 from tollgate.flows.count_tokens import TokenCounter
 from tollgate.flows.current_usage import find_current_usage
+from tollgate.flows.deliver_notices import NoticeDelivery
+from tollgate.flows.end_billing import end_billing
 from tollgate.flows.key_use import KeyUses
 from tollgate.flows.ledger import Ledger
+from tollgate.flows.notices import UsageThresholds
 from tollgate.flows.open_door import Doorkeeper
 from tollgate.flows.personal_data import PersonalData
 from tollgate.flows.relay_message import MessageRelay
 from tollgate.flows.second_factor import SecondFactor
 from tollgate.flows.sign_in import SignIn
 from tollgate.flows.sign_up import SignUp
+from tollgate.flows.stripe_events import StripeEventFlow
 from tollgate.providers.claude import ClaudeApi
 from tollgate.providers.cognito import KeySetUrl, SigningKeys, TokenVerifier
 from tollgate.providers.cognito_users import UserPool, pool_id_of, user_pool_client
+from tollgate.providers.mail import SesMailer, mail_client
+from tollgate.providers.operator_webhook import OperatorWebhook
 from tollgate.providers.secrets import Secrets, parameter_client
+from tollgate.providers.stripe_billing import StripeBilling
+from tollgate.providers.stripe_queue import EventQueue, queue_client
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
+from tollgate.storage.notices import Notices
 from tollgate.storage.preferences import Preferences
 from tollgate.storage.rate_limits import RateLimits
 from tollgate.storage.requests import Requests
+from tollgate.storage.stripe_events import StripeEvents
+from tollgate.storage.subscriptions import Subscriptions
 from tollgate.storage.table import Table, hot_path_client
 from tollgate.storage.users import Users
 from tollgate.telemetry import Telemetry
@@ -131,6 +150,27 @@ class UsageTools:
 
 
 @dataclass(frozen=True, slots=True)
+class BillingTools:
+    """What functions/billing works with."""
+
+    clock: Clock
+    telemetry: Telemetry
+    client_ids: frozenset[str]
+    catalog: Catalog
+    default_plan_id: str
+    return_urls: ReturnUrls
+    accounts: Accounts
+    subscriptions: Subscriptions
+    stripe: StripeBilling
+    checkouts: Checkouts
+    plans: PlanChanger
+    statuses: BillingStatuses
+    meters: Meters
+    ledger: Ledger
+    keys: KeyRing
+
+
+@dataclass(frozen=True, slots=True)
 class ClaudeTools:
     """What functions/claude works with."""
 
@@ -155,11 +195,36 @@ class UsageResetTools:
     catalog: Catalog
     meters: Meters
     ledger: Ledger
+    subscriptions: Subscriptions
+    sync: SubscriptionSync
+
+
+@dataclass(frozen=True, slots=True)
+class NoticesTools:
+    """What functions/notices works with."""
+
+    clock: Clock
+    telemetry: Telemetry
+    delivery: NoticeDelivery
+
+
+@dataclass(frozen=True, slots=True)
+class StripeWebhookTools:
+    """What functions/stripe_webhook works with."""
+
+    clock: Clock
+    telemetry: Telemetry
+    client_ids: frozenset[str]
+    events: StripeEventFlow
+    signing_secrets: Callable[[], tuple[str, ...]]
+    account_id: str | None
+    livemode: bool
 
 
 def build_auth() -> AuthTools:
     """Raises ConfigurationError when a setting is missing."""
-    settings, clock = load_settings(required=(*TOKENS_NEED, *API_KEYS_NEED, *SIGN_IN_NEEDS)), SystemClock()
+    settings = load_settings(required=(*TOKENS_NEED, *API_KEYS_NEED, *SIGN_IN_NEEDS, *STRIPE_NEEDS))
+    clock = SystemClock()
     session = botocore.session.get_session()
     telemetry = Telemetry(service="auth", stage=settings.stage, clock=clock)
     table = build_table(settings, session)
@@ -169,7 +234,19 @@ def build_auth() -> AuthTools:
     accounts, users, preferences = build_accounts(settings, table, clock), Users(table), Preferences(table)
     meters = Meters(table)
     ledger = Ledger(meters, clock, SystemIds())
-    closer = AccountCloser(accounts, users, ApiKeys(table), preferences, pool, clock)
+    # Read on their own, and only by who closes an account: a deployment that sells nothing need not have Stripe's key.
+    stripe_names = (needed(settings.stripe_secret_key_parameter),)
+    stripe = build_stripe(settings, build_secrets(settings, session, stripe_names, clock, telemetry.report))
+    subscriptions = Subscriptions(table)
+    closer = AccountCloser(
+        accounts,
+        users,
+        ApiKeys(table),
+        preferences,
+        pool,
+        clock,
+        lambda tenant_id, user_id: end_billing(tenant_id, user_id, subscriptions, stripe),
+    )
     return AuthTools(
         clock=clock,
         telemetry=telemetry,
@@ -246,14 +323,109 @@ def build_usage() -> UsageTools:
 
 def build_usage_reset() -> UsageResetTools:
     """Raises ConfigurationError when a setting is missing."""
-    settings, clock = load_settings(), SystemClock()
-    meters = Meters(build_table(settings, botocore.session.get_session()))
+    settings, clock = load_settings(required=STRIPE_NEEDS), SystemClock()
+    session = botocore.session.get_session()
+    telemetry = Telemetry(service="usage_reset", stage=settings.stage, clock=clock)
+    table, names = build_table(settings, session), (needed(settings.stripe_secret_key_parameter),)
+    secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
+    meters = Meters(table)
     return UsageResetTools(
         clock=clock,
-        telemetry=Telemetry(service="usage_reset", stage=settings.stage, clock=clock),
+        telemetry=telemetry,
         catalog=load_catalog(settings.catalog_name),
         meters=meters,
         ledger=Ledger(meters, clock, SystemIds()),
+        subscriptions=Subscriptions(table),
+        sync=build_sync(settings, table, build_stripe(settings, secrets_of), clock, telemetry),
+    )
+
+
+def build_notices() -> NoticesTools:
+    """Raises ConfigurationError when a setting is missing."""
+    settings, clock = load_settings(required=("AWS_REGION",)), SystemClock()
+    session = botocore.session.get_session()
+    telemetry = Telemetry(service="notices", stage=settings.stage, clock=clock)
+    table, region = build_table(settings, session), needed(settings.aws_region)
+    delivery = NoticeDelivery(
+        Notices(table),
+        Users(table),
+        Preferences(table),
+        load_catalog(settings.catalog_name),
+        clock,
+        telemetry,
+        webhook=build_operator_webhook(settings, session, clock, telemetry.report),
+        mailer=SesMailer(mail_client(session, region), settings.mail_from) if settings.mail_from else None,
+    )
+    return NoticesTools(clock, telemetry, delivery)
+
+
+def build_stripe_webhook() -> StripeWebhookTools:
+    """Raises ConfigurationError when a setting is missing."""
+    settings, clock = load_settings(required=(*STRIPE_NEEDS, *WEBHOOK_NEEDS)), SystemClock()
+    session = botocore.session.get_session()
+    telemetry = Telemetry(service="stripe_webhook", stage=settings.stage, clock=clock)
+    table, signing = build_table(settings, session), needed(settings.stripe_webhook_secret_parameter)
+    names = (needed(settings.stripe_secret_key_parameter), signing)
+    secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
+    stripe, queues = build_stripe(settings, secrets_of), queue_client(session, needed(settings.aws_region))
+    return StripeWebhookTools(
+        clock=clock,
+        telemetry=telemetry,
+        client_ids=settings.cognito_client_ids,
+        events=StripeEventFlow(
+            StripeEvents(table),
+            Subscriptions(table),
+            build_sync(settings, table, stripe, clock, telemetry),
+            stripe,
+            clock,
+            SystemIds(),
+            telemetry,
+            to_queue=EventQueue(queues, needed(settings.stripe_event_queue_url)).send,
+            to_dead_letters=EventQueue(queues, needed(settings.stripe_event_dlq_url)).send,
+        ),
+        signing_secrets=lambda: tuple(secrets_of.value(signing).split()),
+        account_id=settings.stripe_account,
+        livemode=settings.stripe_livemode,
+    )
+
+
+def build_billing() -> BillingTools:
+    """Raises ConfigurationError when a setting is missing."""
+    settings = load_settings(required=(*TOKENS_NEED, *API_KEYS_NEED, *STRIPE_NEEDS))
+    clock, session = SystemClock(), botocore.session.get_session()
+    telemetry = Telemetry(service="billing", stage=settings.stage, clock=clock)
+    table, catalog = build_table(settings, session), load_catalog(settings.catalog_name)
+    pepper, stripe_key = needed(settings.key_pepper_parameter), needed(settings.stripe_secret_key_parameter)
+    # Two readings: where one of the secrets is missing, what does not need it goes on.
+    peppers = build_secrets(settings, session, (pepper,), clock, telemetry.report)
+    stripe = build_stripe(settings, build_secrets(settings, session, (stripe_key,), clock, telemetry.report))
+    accounts, subscriptions, meters = build_accounts(settings, table, clock), Subscriptions(table), Meters(table)
+    ledger, sync = Ledger(meters, clock, SystemIds()), build_sync(settings, table, stripe, clock, telemetry)
+    default_plan_id = catalog.plan(settings.default_plan_id or catalog.default_plan_id).id
+    return BillingTools(
+        clock=clock,
+        telemetry=telemetry,
+        client_ids=settings.cognito_client_ids,
+        catalog=catalog,
+        default_plan_id=default_plan_id,
+        return_urls=ReturnUrls(settings.billing_return_urls),
+        accounts=accounts,
+        subscriptions=subscriptions,
+        stripe=stripe,
+        checkouts=Checkouts(subscriptions, stripe, sync, catalog, clock, SystemIds()),
+        plans=PlanChanger(subscriptions, stripe, sync, catalog, default_plan_id=default_plan_id),
+        statuses=BillingStatuses(accounts, subscriptions, stripe, sync, meters, ledger, clock, telemetry.report),
+        meters=meters,
+        ledger=ledger,
+        keys=KeyRing(
+            ApiKeys(table),
+            meters,
+            catalog,
+            lambda: peppers.value(pepper).encode(),
+            clock,
+            SystemIds(),
+            allow_test_keys=settings.allow_test_keys,
+        ),
     )
 
 
@@ -288,6 +460,9 @@ def build_claude() -> ClaudeTools:
             clock=clock,
             journal=telemetry,
             note_use=KeyUses(ApiKeys(table), clock, telemetry.report).note,
+            note_standing=UsageThresholds(
+                Notices(table), catalog.notices.thresholds_percent, clock, telemetry.report
+            ).note,
         ),
         counter=TokenCounter(upstream, clock),
     )
@@ -295,6 +470,41 @@ def build_claude() -> ClaudeTools:
 
 def build_table(settings: Settings, session: botocore.session.Session) -> Table:
     return Table(hot_path_client(settings.aws_region, session=session), settings.table_name)
+
+
+def build_operator_webhook(
+    settings: Settings, session: botocore.session.Session, clock: Clock, report: Report
+) -> OperatorWebhook | None:
+    """None where no address is set. Needs AWS_REGION, and with an address the parameter of its secrets."""
+    if settings.operator_webhook_url is None:
+        return None
+    parameter = needed(settings.operator_webhook_secret_parameter)
+    secrets_of = build_secrets(settings, session, (parameter,), clock, report)
+    return OperatorWebhook(
+        settings.operator_webhook_url, lambda: tuple(secrets_of.value(parameter).split()), settings.stage
+    )
+
+
+def build_stripe(settings: Settings, secrets_of: Secrets) -> StripeBilling:
+    """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
+    parameter = needed(settings.stripe_secret_key_parameter)
+    return StripeBilling(lambda: secrets_of.value(parameter), base_url=settings.stripe_api_base_url)
+
+
+def build_sync(
+    settings: Settings, table: Table, stripe: StripeBilling, clock: Clock, telemetry: Telemetry
+) -> SubscriptionSync:
+    return SubscriptionSync(
+        Subscriptions(table),
+        Users(table),
+        Ledger(Meters(table), clock, SystemIds()),
+        stripe,
+        load_catalog(settings.catalog_name),
+        clock,
+        SystemIds(),
+        telemetry,
+        default_plan_id=settings.default_plan_id,
+    )
 
 
 def build_user_pool(settings: Settings, session: botocore.session.Session) -> UserPool:

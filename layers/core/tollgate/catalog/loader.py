@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from tollgate.domain.notices import DEFAULT_THRESHOLDS_PERCENT, NoticeRules
 from tollgate.domain.plans import UNLIMITED, Billing, ExpiryPolicy, PeriodKind, Plan, QuotaKind, TaxKind
 from tollgate.domain.pricing import WHOLE_PERMILLE, Model, PriceRow, TokenPrices, dearest_model
 from tollgate.domain.tokens import TokenWeights
@@ -26,6 +27,7 @@ _SNAPSHOT_DIGITS = 8
 _ALL_MODELS = "all"
 # Stored with every user and every meter, whose size costs money; the template takes the same form as DefaultPlan.
 _PLAN_ID = re.compile(r"[a-z][a-z0-9_-]{0,15}")
+_MOST_THRESHOLDS = 10
 _STRIPE_NAME = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _CURRENCY = re.compile(r"[a-z]{3}")
 # Stripe counts these in whole units or in thousandths, so a price in "cents" would be wrong by a factor.
@@ -56,6 +58,7 @@ class Catalog:
     model_ids: Mapping[str, str]
     """Model ids and aliases, each to its model id."""
     billing: Billing = field(default_factory=Billing)
+    notices: NoticeRules = field(default_factory=NoticeRules)
 
     def plan(self, plan_id: str) -> Plan:
         """Raises CatalogError for a plan that users may still be on although the file no longer has it."""
@@ -95,7 +98,8 @@ def read_catalog(folder: Path, name: str) -> Catalog:
     """The catalog in a folder: its plans.toml, and its models.toml or else the shipped one. Raises CatalogError."""
     models_file = folder / "models.toml"
     models, model_ids = _models(_File(models_file if models_file.exists() else _SHIPPED / "models.toml"))
-    plans, default_plan_id, billing = _plans(_File(folder / "plans.toml"), model_ids)
+    plans_file = _File(folder / "plans.toml")
+    plans, default_plan_id, billing = _plans(plans_file, model_ids)
     return Catalog(
         name=name,
         plans=MappingProxyType(plans),
@@ -104,6 +108,7 @@ def read_catalog(folder: Path, name: str) -> Catalog:
         dearest_model=dearest_model(tuple(models.values())),
         model_ids=MappingProxyType(model_ids),
         billing=billing,
+        notices=NoticeRules(**plans_file.read("notices", plans_file.data.get("notices", {}), NOTICES_KEYS)),
     )
 
 
@@ -161,6 +166,16 @@ def _whole(minimum: int, maximum: int = UNLIMITED) -> Callable[[object], int]:
         return value
 
     return check
+
+
+def _percents(value: object) -> tuple[int, ...]:
+    check = _whole(1, 1_000)
+    if not isinstance(value, list):
+        raise _WrongValueError(f"must be a list of whole numbers, is {value!r}")
+    found = tuple(check(item) for item in value)
+    if list(found) != sorted(set(found)) or len(found) > _MOST_THRESHOLDS:
+        raise _WrongValueError(f"must be at most {_MOST_THRESHOLDS} numbers that rise, is {value!r}")
+    return found
 
 
 def _flag(value: object) -> bool:
@@ -252,6 +267,7 @@ BILLING_KEYS: Final = {
     "overage_lookup_key": Key(_stripe_name, "tollgate_overage"),
     "meter_event_name": Key(_stripe_name, "tollgate_overage"),
 }
+NOTICES_KEYS: Final = {"thresholds_percent": Key(_percents, DEFAULT_THRESHOLDS_PERCENT)}
 MODEL_KEYS: Final = {
     "display_name": Key(_text),
     "description": Key(_text),
@@ -279,9 +295,15 @@ TOKEN_PRICE_KEYS: Final = {
 # Output may count for little but never for nothing: what is left could then pay for endless output.
 WEIGHT_KEYS: Final = {kind: Key(_whole(1 if kind == "output" else 0, 1_000_000), 1000) for kind in TOKEN_PRICE_KEYS}
 KEYS: Final = {
-    "plans.toml": {"default_plan": Key(_text), "plans": Key(_table), "billing": Key(_table, None)},
+    "plans.toml": {
+        "default_plan": Key(_text),
+        "plans": Key(_table),
+        "billing": Key(_table, None),
+        "notices": Key(_table, None),
+    },
     "plans": PLAN_KEYS,
     "billing": BILLING_KEYS,
+    "notices": NOTICES_KEYS,
     "models.toml": {"models": Key(_table)},
     "models": MODEL_KEYS,
     "prices": PRICE_KEYS,

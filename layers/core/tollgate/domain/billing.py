@@ -33,6 +33,8 @@ class CheckoutSession:
     expires_at: datetime
     subscription_id: str | None = None
     """What came of it."""
+    claim: str | None = None
+    """Ours, from its metadata."""
 
     @property
     def open(self) -> bool:
@@ -83,6 +85,8 @@ class PlanChange:
     """Paid periods begin anew now: the interval is another one."""
     ends_trial: bool = False
     """The new plan has no trial to go on with."""
+    goes_on: bool = False
+    """It was to end by itself, and shall not any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,13 +234,14 @@ def worst_rate(plan: Plan, model: Model, at: datetime) -> Rate:
 
 def _rates(plan: Plan, model: Model, at: datetime) -> Iterator[Rate]:
     for row, smallest_prompt_tokens in _reachable_rows(plan, model, at):
-        prices, fast = row.fast or row.standard, row.fast is not None
+        prices = row.standard.dearer(row.fast or row.standard)
         for field in fields(TokenPrices):
+            picousd = getattr(prices, field.name)
             yield Rate(
-                picousd=getattr(prices, field.name) * row.us_only_permille // WHOLE_PERMILLE,
+                picousd=picousd * row.us_only_permille // WHOLE_PERMILLE,
                 billable_permille=getattr(model.weights, field.name),
                 kind=field.name,
-                fast=fast,
+                fast=picousd > getattr(row.standard, field.name),
                 us_only=row.us_only_permille > WHOLE_PERMILLE,
                 long_prompt=smallest_prompt_tokens > 1,
             )
@@ -350,7 +351,7 @@ def _dearest_call_picousd(plan: Plan, model: Model, at: datetime) -> int:
     longest = min(plan.max_output_tokens or model.max_output_tokens, model.max_output_tokens)
     dearest = 0
     for row, _ in _reachable_rows(plan, model, at):
-        prices = row.fast or row.standard
+        prices = row.standard.dearer(row.fast or row.standard)
         prompt_price = max(prices.input, prices.cache_write_5m, prices.cache_write_1h, prices.cache_read)
         output_tokens = longest if prices.output >= prompt_price else 1
         room = model.context_tokens - output_tokens

@@ -109,11 +109,58 @@ def cost_picousd(
     row = model.price_row(counts.prompt_tokens, at)
     fast = row.fast if speed not in (None, "standard") else None
     tokens_picousd = (fast or row.standard).cost_picousd(counts)
+    millionths = _millionths(row, service_tier, inference_geo)
+    # Whole: the catalog refuses prices whose batch and US-only forms are not whole micro-USD per million tokens.
+    tokens_picousd = tokens_picousd * millionths // (WHOLE_PERMILLE * WHOLE_PERMILLE)
+    return tokens_picousd + web_searches * row.web_search_microusd * PICOUSD_PER_MICROUSD
+
+
+@dataclass(frozen=True, slots=True)
+class CostParts:
+    """The same cost by what it was paid for."""
+
+    input_picousd: int = 0
+    output_picousd: int = 0
+    cache_write_5m_picousd: int = 0
+    cache_write_1h_picousd: int = 0
+    cache_read_picousd: int = 0
+    web_search_picousd: int = 0
+
+    @property
+    def total_picousd(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def cost_parts(
+    model: Model,
+    counts: TokenCounts,
+    at: datetime,
+    *,
+    speed: str | None = None,
+    service_tier: str | None = None,
+    inference_geo: str | None = None,
+    web_searches: int = 0,
+) -> CostParts:
+    """`cost_picousd` by kind of token; the parts add up to it."""
+    row = model.price_row(counts.prompt_tokens, at)
+    fast = row.fast if speed not in (None, "standard") else None
+    prices, millionths = fast or row.standard, _millionths(row, service_tier, inference_geo)
+    whole = WHOLE_PERMILLE * WHOLE_PERMILLE
+    return CostParts(
+        counts.input_tokens * prices.input * millionths // whole,
+        counts.output_tokens * prices.output * millionths // whole,
+        counts.cache_write_5m_tokens * prices.cache_write_5m * millionths // whole,
+        counts.cache_write_1h_tokens * prices.cache_write_1h * millionths // whole,
+        counts.cache_read_tokens * prices.cache_read * millionths // whole,
+        web_searches * row.web_search_microusd * PICOUSD_PER_MICROUSD,
+    )
+
+
+def _millionths(row: PriceRow, service_tier: str | None, inference_geo: str | None) -> int:
+    """Share of the token price that is paid, for batch processing and for the place."""
     batch_permille = row.batch_permille if service_tier == "batch" else WHOLE_PERMILLE
     geo_permille = WHOLE_PERMILLE if inference_geo in (None, "", "global", "not_available") else row.us_only_permille
-    # Whole: the catalog refuses prices whose batch and US-only forms are not whole micro-USD per million tokens.
-    tokens_picousd = tokens_picousd * batch_permille * geo_permille // (WHOLE_PERMILLE * WHOLE_PERMILLE)
-    return tokens_picousd + web_searches * row.web_search_microusd * PICOUSD_PER_MICROUSD
+    return batch_permille * geo_permille
 
 
 def dearest_model(models: tuple[Model, ...]) -> Model:

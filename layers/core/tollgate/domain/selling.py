@@ -292,6 +292,9 @@ class Change:
     waits: bool = False
     """It needs something that is made before it: done in the next round."""
 
+    def touches(self, name: str) -> bool:
+        return any(difference.field == name for difference in self.differences)
+
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -118,7 +118,7 @@ class StripeEvent:
         return REACTIONS.get(self.type)
 
     def document(self) -> dict[str, str | bool | None]:
-        """What is put into the queue; `event_of_document` reads it."""
+        """What is put into the queue; `event_of_message` reads it."""
         return {
             "tollgate_event": self.id,
             "type": self.type,
@@ -156,13 +156,22 @@ def event_of(document: object) -> StripeEvent:
     )
 
 
-def event_of_document(document: object) -> StripeEvent:
-    """An event that we put into the queue ourselves. Raises ValueError for anything else."""
-    fields = _mapping(document, "a queued event")
+def event_of_message(document: object) -> StripeEvent:
+    """An event from one of our queues: as we put it there ourselves, or as it came by the event bus.
+
+    Among the dead letters are also whole envelopes: of the bus, and of Lambda where it gave up. Raises ValueError.
+    """
+    fields = _mapping(document, "a message")
+    if "requestPayload" in fields:
+        return event_of_message(_mapping(fields["requestPayload"], "requestPayload").get("detail"))
+    if "detail" in fields:
+        return event_of(fields["detail"])
+    if "tollgate_event" not in fields:
+        return event_of(fields)
     if not isinstance(fields.get("livemode"), bool):
         raise ValueError("livemode is not a boolean")  # noqa: TRY004  the document is wrong, not the code
     return StripeEvent(
-        id=_text(fields.get("tollgate_event"), "id") or _missing("id"),
+        id=_text(fields["tollgate_event"], "id") or _missing("id"),
         type=_text(fields.get("type"), "type") or _missing("type"),
         object_id=_text(fields.get("object_id"), "object id"),
         object_kind=_text(fields.get("object_kind"), "object kind"),

@@ -233,6 +233,14 @@ def entitlements_of(subscriber: Subscriber, *, default_plan_id: str, grace_days:
             return nothing
 
 
+def has_paid(subscription: RemoteSubscription | None, now: datetime) -> bool:
+    """A payment has come in. After a trial Stripe calls it active an hour before it asks for the first one."""
+    if subscription is None or subscription.status is not SubscriptionStatus.ACTIVE:
+        return False
+    trial_end_at = subscription.trial_end_at
+    return trial_end_at is None or now >= trial_end_at + timedelta(seconds=LATE_SECONDS)
+
+
 def next_check_at(
     subscription: RemoteSubscription | None, entitlements: Entitlements, now: datetime
 ) -> datetime | None:

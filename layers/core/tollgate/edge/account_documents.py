@@ -145,6 +145,9 @@ class PreferencesDocument(RequestDocument):
         ]
         | None
     ) = None
+    usage_emails: bool | None = Field(
+        default=None, description="False: no mail when so much of the quota is used. Left out, they are sent."
+    )
     apps: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.-]{0,63}$")], JsonValue] | None = Field(
         default=None, description="One member for each app, named by it; any JSON in it."
     )

@@ -116,5 +116,9 @@ class UsageDocument(AnswerDocument):
     resets_at: Timestamp
     tokens: TokenUseDocument
     requests: RequestUseDocument
+    used_percent: Annotated[
+        int | None,
+        Field(description="Of the quota that is nearest to its end; above 100 is overage", examples=[42]),
+    ]
     by_kind: KindsDocument
     cost_picousd: Annotated[int, Field(ge=0, description="10^-12 US dollars")]

@@ -16,6 +16,7 @@ from typing import Final
 
 from tollgate.domain.errors import InvalidRequestError
 from tollgate.domain.ledger import Meter
+from tollgate.domain.notices import used_percent
 from tollgate.domain.plans import UNLIMITED, Plan
 from tollgate.edge.errors import rfc3339
 from tollgate.flows.message_calls import Standing
@@ -40,6 +41,7 @@ _QUERY: Final = re.compile(r"[!-~]*")
 _IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,128}")
 _UNIFIED: Final = "anthropic-ratelimit-unified-"
 WARNING_PERCENTS: Final = (95, 75)
+USED_PERCENT: Final = "tollgate-quota-used-percent"
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
@@ -112,6 +114,9 @@ def standing_headers(standing: Standing, now_seconds: float) -> dict[str, str]:
     if allowances:
         headers["ratelimit-policy"] = ", ".join(each.policy for each in allowances)
         headers["ratelimit"] = ", ".join(f'"{each.name}";r={each.remaining};t={each.seconds}' for each in allowances)
+    used = used_percent(meter)
+    if used is not None:
+        headers[USED_PERCENT] = str(used)
     return headers | _notice(meter)
 
 

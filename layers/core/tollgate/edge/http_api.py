@@ -29,6 +29,8 @@ from tollgate.domain.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
+    PaymentFailedError,
+    StripeRefusedError,
     TollgateError,
     UnsupportedMediaTypeError,
 )
@@ -140,6 +142,10 @@ class HttpApi(APIGatewayHttpResolver, Generic[T]):
         now = datetime.fromtimestamp(self.tools.clock.now_seconds(), UTC)
         status, headers, body = render(error, request_id, now=now)
         telemetry, user_id = self.tools.telemetry, self._known_user_id()
+        if isinstance(error, StripeRefusedError) and not isinstance(error, PaymentFailedError):
+            # Nobody can buy until the operator has looked: the alarm counts these.
+            telemetry.measure({"StripeRefusals": 1, "StripeAlarms": 1})
+            telemetry.failure("stripe_refused", error, stripe_code=error.stripe_code, request_id=request_id)
         if isinstance(error, TollgateError):
             telemetry.event(
                 "request_refused",

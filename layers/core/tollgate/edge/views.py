@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tollgate.domain.ledger import Meter
+from tollgate.domain.notices import used_percent
 from tollgate.domain.plans import UNLIMITED, Plan
 from tollgate.domain.principals import Account
 from tollgate.domain.tokens import TokenCounts
@@ -51,6 +52,7 @@ def usage_view(usage: CurrentUsage) -> dict[str, object]:
         "resets_at": rfc3339(usage.period.end_at),
         "tokens": _unused_tokens(plan) if meter is None else _tokens(meter),
         "requests": _unused_requests(plan) if meter is None else _requests(meter),
+        "used_percent": _unused_percent(plan) if meter is None else used_percent(meter),
         "by_kind": _by_kind(TokenCounts() if meter is None else meter.counts),
         "cost_picousd": 0 if meter is None else meter.cost_picousd,
     }
@@ -72,6 +74,10 @@ def _tokens(meter: Meter) -> dict[str, object]:
 def _unused_tokens(plan: Plan) -> dict[str, object]:
     quota = plan.quota_tokens
     return {"quota": quota, "used": 0, "reserved": 0, "remaining": quota, "overage": 0, "written_off": 0}
+
+
+def _unused_percent(plan: Plan) -> int | None:
+    return None if plan.quota_tokens is plan.quota_requests is None else 0
 
 
 def _requests(meter: Meter) -> dict[str, object]:

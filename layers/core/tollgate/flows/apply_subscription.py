@@ -21,9 +21,9 @@ from tollgate.domain.subscriptions import (
     Entitlements,
     RemoteSubscription,
     Subscriber,
-    SubscriptionStatus,
     choose_subscription,
     entitlements_of,
+    has_paid,
     next_check_at,
     past_due_since,
 )
@@ -127,7 +127,7 @@ class SubscriptionSync:
         choice = choose_subscription(self._stripe.list_subscriptions(seen.customer_id))
         for surplus in choice.surplus:
             self._stripe.cancel_subscription(surplus.id)
-            self._journal.measure({"SecondSubscriptions": 1})
+            self._journal.measure({"SecondSubscriptions": 1, "StripeAlarms": 1})
             self._journal.event(
                 "second_subscription_ended",
                 tenant_id=seen.tenant_id,
@@ -168,11 +168,8 @@ class SubscriptionSync:
         return session is None or not session.open
 
     def _earns_first_key(self, subscription: RemoteSubscription | None) -> bool:
-        """The plan issues a key, and a payment has come in: a trial is none."""
-        if subscription is None or subscription.status is not SubscriptionStatus.ACTIVE:
-            return False
-        plan = self._catalog.plans.get(subscription.plan_id or "")
-        return plan is not None and plan.issue_first_key
+        plan = None if subscription is None else self._catalog.plans.get(subscription.plan_id or "")
+        return plan is not None and plan.issue_first_key and has_paid(subscription, self._now())
 
     # ---- writing
 
@@ -181,7 +178,7 @@ class SubscriptionSync:
         profile = self._users.find_profile(seen.tenant_id, seen.user_id)
         if profile is None or profile.deleted_at is not None:
             decided = replace(decided, check_at=None)
-            return Synced(decided, None) if self._subscriptions.put(decided) else None
+            return _written(decided, None) if self._subscriptions.put(decided) else None
         entitlements = self._entitlements(seen, decided, profile)
         decided = replace(decided, check_at=next_check_at(decided.subscription, entitlements, self._now()))
         account = Account.of(profile, self._catalog.plans.get(profile.plan_id, self._default_plan))
@@ -194,7 +191,7 @@ class SubscriptionSync:
             )
         except (StaleAccountError, SupersededError):
             return None
-        return Synced(decided, entitlements)
+        return _written(decided, entitlements)
 
     def _entitlements(self, seen: Subscriber, decided: Subscriber, profile: Profile) -> Entitlements:
         if seen.subscription is None and decided.subscription is None:
@@ -215,7 +212,7 @@ class SubscriptionSync:
         if entitlements.plan_id in self._catalog.plans:
             return entitlements
         # Nothing can be served on a plan that nobody has described; somebody pays for it all the same.
-        self._journal.measure({"SubscribedPlansUnknown": 1})
+        self._journal.measure({"SubscribedPlansUnknown": 1, "StripeAlarms": 1})
         self._journal.event("subscribed_plan_unknown", user_id=seen.user_id, plan_id=entitlements.plan_id)
         look_again_at = self._now() + timedelta(seconds=LOOK_AGAIN_SECONDS)
         return Entitlements(self._default_plan.id, None, paid=entitlements.paid, check_at=look_again_at)
@@ -233,3 +230,7 @@ class SubscriptionSync:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(int(self._clock.now_seconds()), UTC)
+
+
+def _written(decided: Subscriber, entitlements: Entitlements | None) -> Synced:
+    return Synced(replace(decided, version=decided.version + 1), entitlements)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -27,24 +28,30 @@ class AccountCloser:
         preferences: Preferences,
         pool: UserPool,
         clock: Clock,
+        end_billing: Callable[[str, str], None],
     ) -> None:
+        """`end_billing`: of a tenant's user, `tollgate.flows.end_billing`."""
         self._accounts = accounts
         self._users = users
         self._api_keys = api_keys
         self._preferences = preferences
         self._pool = pool
         self._clock = clock
+        self._end_billing = end_billing
 
     def close(self, principal: Principal) -> None:
         """The account is gone when this returns; after an error, calling again (or signing in) goes on with it.
 
-        The shell of the profile comes first: from then on no credential is served, whatever else fails. The user pool
-        comes last, because without it nobody could sign in to call again.
-        Raises StoreUnavailableError, SignInUnavailableError, RateLimitedError.
+        What is paid for comes first: while Stripe does not answer, nothing is deleted, because nobody must pay for an
+        account that is gone. Then the shell of the profile: from then on no credential is served, whatever else fails.
+        The user pool comes last, because without it nobody could sign in to call again.
+        Raises StoreUnavailableError, StripeUnavailableError, StripeRefusedError, SignInUnavailableError,
+        RateLimitedError.
         """
         tenant_id, user_id = principal.tenant_id, principal.user_id
         # Also for somebody who never called: a token that is still valid must find the shell, not nothing.
         self._accounts.find_any(principal, fresh=True)
+        self._end_billing(tenant_id, user_id)
         now = datetime.fromtimestamp(int(self._clock.now_seconds()), UTC)
         self._users.bury_profile(tenant_id, user_id, now)
         for key in self._api_keys.list_keys(tenant_id, user_id):

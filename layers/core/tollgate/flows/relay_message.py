@@ -36,7 +36,7 @@ from tollgate.domain.principals import Account, MaxTokensPolicy, Principal
 from tollgate.domain.sources import Clock
 from tollgate.domain.usage import Usage
 from tollgate.flows.ledger import Ledger
-from tollgate.flows.message_calls import Admission, Journal, MessageCall, Relayed, Reply
+from tollgate.flows.message_calls import Admission, Journal, MessageCall, Relayed, Reply, Standing
 from tollgate.flows.settle_message import OpenCall, release
 from tollgate.providers.claude import (
     Upstream,
@@ -92,8 +92,11 @@ class MessageRelay:
         clock: Clock,
         journal: Journal,
         note_use: Callable[[Principal], None],
+        note_standing: Callable[[Standing], None],
     ) -> None:
-        """`note_use` is told the caller of every call that was served, when all else is done; it never raises."""
+        """Told when all else is done, and never raising: `note_use` the caller of every call that was served,
+        `note_standing` how the caller stands after every call that upstream may have seen.
+        """
         self.accounts = accounts
         self.catalog = catalog
         self.ledger = ledger
@@ -102,6 +105,7 @@ class MessageRelay:
         self.clock = clock
         self.journal = journal
         self.note_use = note_use
+        self.note_standing = note_standing
 
     def relay(self, call: MessageCall, reply: Reply) -> Relayed:
         """Serve one call. Raises a TollgateError only while nothing has been written to `reply`.
@@ -112,7 +116,12 @@ class MessageRelay:
         request = parse_message_request(call.body)
         admission = self._admit(call, request, began_at_seconds)
         with _refusals_of(admission.account.plan):
-            relayed = _Exchange(self, call, reply, admission, began_at_seconds).run()
+            exchange = _Exchange(self, call, reply, admission, began_at_seconds)
+            try:
+                relayed = exchange.run()
+            finally:
+                # Also of an answer that was charged and then refused, which may have been the last that fitted.
+                self.note_standing(exchange.standing)
         self.note_use(call.principal)
         return relayed
 
@@ -240,6 +249,11 @@ class _Exchange:
         self._covered_tokens = admission.grant.output_tokens
         """Output tokens the reservation pays for so far."""
         self._top_up_at_tokens = self._next_top_up()
+
+    @property
+    def standing(self) -> Standing:
+        """After what was settled last, as far as known."""
+        return self._open.last_standing
 
     def run(self) -> Relayed:
         """Whatever breaks, a fault of our own included: what is held for the call does not stay held."""

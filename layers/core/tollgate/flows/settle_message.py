@@ -40,6 +40,8 @@ class OpenCall:
         """As it stands after the last top-up."""
         self.ended = False
         """Settled or released, or at least tried: it must not happen twice."""
+        self.last_standing = Standing(admission.account, admission.grant.meter)
+        """Of the caller, as told last."""
         self.first_byte_at_seconds: float | None = None
         self.upstream_request_id: str | None = None
         self._call = call
@@ -55,7 +57,8 @@ class OpenCall:
     def standing(self, settled: Settled | None = None) -> Standing:
         """Of the caller, as far as known."""
         meter = settled.meter if settled is not None else None
-        return Standing(self._admission.account, meter or self.grant.meter)
+        self.last_standing = Standing(self._admission.account, meter or self.grant.meter)
+        return self.last_standing
 
     def milliseconds_since_begin(self) -> int:
         return int((self._clock.now_seconds() - self._began_at_seconds) * 1000)
@@ -139,7 +142,7 @@ class OpenCall:
             cost_picousd=settlement.cost_picousd,
             standing=self.standing(settled),
         )
-        record = self._record(relayed)
+        record = self._record(relayed, booked=settled is not None)
         try:
             self._requests.put(record)
         except StoreUnavailableError as error:
@@ -164,7 +167,7 @@ class OpenCall:
             self._journal.measure({"SettlementLeftToSweep": 1})
             return None
 
-    def _record(self, relayed: Relayed) -> RequestRecord:
+    def _record(self, relayed: Relayed, *, booked: bool) -> RequestRecord:
         usage, counts = relayed.usage, relayed.usage.counts
         first_byte, began_at = self.first_byte_at_seconds, datetime.fromtimestamp(self._began_at_seconds, UTC)
         price = self._model_of(usage, UsageEntry(counts)).price_row(counts.prompt_tokens, began_at)
@@ -197,6 +200,8 @@ class OpenCall:
             web_searches=usage.web_searches,
             web_fetches=usage.web_fetches,
             upstream_request_id=self.upstream_request_id,
+            nonce=self.grant.reservation.nonce,
+            booked=booked,
         )
 
     def _tell(self, relayed: Relayed, record: RequestRecord, *, late: bool) -> None:

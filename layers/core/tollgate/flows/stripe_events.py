@@ -1,8 +1,8 @@
 """What follows from Stripe's events: take each once, do what its type leads to, and only then call it done.
 
-A delivery is answered after its effects: at once where one look at Stripe is enough, else when the work is in the queue.
-What Stripe refuses for good goes to the queue of dead letters, where an operator finds it; all else that fails is tried
-again by whoever delivered it.
+A delivery is answered after its effects: at once where one look at Stripe is enough, else when the work is in the
+queue. What Stripe refuses for good goes to the queue of dead letters, where an operator finds it; all else that fails
+is tried again by whoever delivered it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StripeEventFlow:
         self._journal = journal
         self._to_queue = to_queue
         self._to_dead_letters = to_dead_letters
-        self._actions: Mapping[Action, Callable[[StripeEvent], None]] = {
+        self._actions: Mapping[Action, Callable[[StripeEvent], object]] = {
             Action.SYNC: self._sync_owner,
             Action.CHECKOUT: self._end_checkout,
             Action.CUSTOMER: self._look_at_customer,
@@ -93,7 +93,10 @@ class StripeEventFlow:
         return self._once(event, Part.DELIVERY, self.act, Outcome.DONE)
 
     def work(self, event: StripeEvent) -> Outcome:
-        """What was left to the queue. Raises as `receive`: the message must come again."""
+        """What was left to the queue. Raises as `receive`, and StripeRefusedError: the message must come again.
+
+        The queue itself moves what fails again and again to the dead letters.
+        """
         return self._once(event, Part.WORK, self.act, Outcome.DONE)
 
     def act(self, event: StripeEvent) -> None:
@@ -102,7 +105,7 @@ class StripeEventFlow:
         if reaction is None:
             return
         if reaction.alarm is not None:
-            self._journal.measure({reaction.alarm: 1})
+            self._journal.measure({reaction.alarm: 1, "StripeAlarms": 1})
         self._actions[reaction.action](event)
 
     # ---- once
@@ -119,12 +122,12 @@ class StripeEventFlow:
                 pass
         try:
             effect(event)
-        except StripeRefusedError as error:
+        except TollgateError as error:
+            if part is Part.WORK or not isinstance(error, StripeRefusedError):
+                self._give_back(lease)
+                raise
             self._bury(event, error)
             outcome = Outcome.DEAD_LETTER
-        except TollgateError:
-            self._give_back(lease)
-            raise
         self._events.finish(lease, self._now())
         self._journal.event("stripe_event_handled", event_id=event.id, event_type=event.type, outcome=outcome.value)
         return outcome
@@ -141,7 +144,7 @@ class StripeEventFlow:
 
     def _bury(self, event: StripeEvent, error: StripeRefusedError) -> None:
         self._to_dead_letters(json.dumps(event.document(), separators=(",", ":")))
-        self._journal.measure({"StripeEventsRefused": 1})
+        self._journal.measure({"StripeEventsRefused": 1, "StripeAlarms": 1})
         self._journal.event(
             "stripe_event_refused", event_id=event.id, event_type=event.type, error_code=error.error_code
         )
@@ -168,7 +171,7 @@ class StripeEventFlow:
     def _end_checkout(self, event: StripeEvent) -> None:
         """Whoever paid in a checkout that we did not make gets nothing here: an operator must look at it."""
         if not self._sync_owner(event, Look(checkout_id=event.object_id)):
-            self._journal.measure({"ForeignCheckouts": 1})
+            self._journal.measure({"ForeignCheckouts": 1, "StripeAlarms": 1})
 
     def _look_at_customer(self, event: StripeEvent) -> None:
         self._sync_owner(event, Look(customer=True))

@@ -203,21 +203,19 @@ class StripeBilling:
         pending = found.get("pending_update") is not None
         return ChangeOutcome(self._completed(found), invoice.get("hosted_invoice_url") if pending else None)
 
-    def quote_change(self, change: PlanChange) -> Quote:
-        """What `change_plan` would charge now."""
-        details = _change_params(change, self._change_items(change))
-        params = {"subscription": change.subscription.id, "subscription_details": details}
-        return _quote(self._ask(lambda api: api.v1.invoices.create_preview(_any(params))))
-
-    def quote_recurring(self, change: PlanChange) -> Quote:
-        """What each period on the other plan would cost, without credits for what is paid already."""
-        details = {"items": self._change_items(change), "proration_behavior": "none"}
-        params = {
-            "subscription": change.subscription.id,
-            "subscription_details": details,
-            "preview_mode": "recurring",
-        }
-        return _quote(self._ask(lambda api: api.v1.invoices.create_preview(_any(params))))
+    def quote_change(self, change: PlanChange, *, at_once: bool) -> tuple[Quote | None, Quote]:
+        """What `change_plan` would charge now, unless it is not to be now; and what each period would cost after it,
+        without credits for what is paid already.
+        """
+        items = self._change_items(change)
+        subscription = {"subscription": change.subscription.id}
+        regular = {"items": items, "proration_behavior": "none"}
+        later = subscription | {"subscription_details": regular, "preview_mode": "recurring"}
+        each_period = _quote(self._ask(lambda api: api.v1.invoices.create_preview(_any(later))))
+        if not at_once:
+            return None, each_period
+        now = subscription | {"subscription_details": _change_params(change, items)}
+        return _quote(self._ask(lambda api: api.v1.invoices.create_preview(_any(now)))), each_period
 
     def schedule_change(self, change: PlanChange) -> RemoteSubscription:
         """Put the subscription on the other plan when the paid period is over. Safe to repeat, and to change again."""
@@ -435,6 +433,7 @@ def _session(found: Mapping[str, Any]) -> CheckoutSession:
         url=found.get("url"),
         expires_at=_instant(found["expires_at"]),
         subscription_id=_id(found.get("subscription")),
+        claim=(found.get("metadata") or {}).get(CLAIM_FIELD),
     )
 
 
@@ -458,7 +457,8 @@ def _quote(found: Mapping[str, Any]) -> Quote:
     return Quote(
         amount_cents=found["amount_due"],
         currency=found["currency"],
-        lines=tuple(QuoteLine(line.get("description") or "", line["amount"]) for line in lines),
+        # The overage item has a line of its own, of nothing as long as nothing is reported.
+        lines=tuple(QuoteLine(line.get("description") or "", line["amount"]) for line in lines if line["amount"]),
     )
 
 
@@ -509,6 +509,8 @@ def _checkout_params(wish: CheckoutWish) -> dict[str, Any]:
 
 def _change_params(change: PlanChange, items: list[dict[str, Any]]) -> dict[str, Any]:
     params: dict[str, Any] = {"items": items, "proration_behavior": "always_invoice"}
+    if change.goes_on:
+        params["cancel_at_period_end"] = False
     if change.ends_trial:
         params["trial_end"] = "now"
     elif change.restarts:

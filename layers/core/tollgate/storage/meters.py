@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Literal
 from zlib import crc32
@@ -155,6 +156,21 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredReservation:
+    """One swept reservation as reports tell it."""
+
+    period_id: str
+    reservation_id: str
+    nonce: str
+    amount_tokens: int
+    charged_tokens: int
+    written_off_tokens: int
+    corrected: bool
+    """Its owner came late and corrected the charge; the request's own record tells it, if it was written."""
+    swept_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Booking:
     """What one end of a reservation adds to the meter."""
 
@@ -183,6 +199,10 @@ class Meters:
                 TableName=self._table.name, Key=attributes(PK=pk, SK=sk), ConsistentRead=True
             )
         return meter_of(answer["Item"]) if "Item" in answer else None
+
+    def find_named(self, tenant_id: str, user_id: str, period_id: str) -> Meter | None:
+        """The same by the period's id, as records have it."""
+        return self.find_item(user_pk(tenant_id, user_id), f"USAGE#{period_id}")
 
     def list_shard(self, month: str, shard: int) -> Iterator[tuple[str, str]]:
         """Access pattern: stored keys of all meters whose period starts in `month` (`2026-11`), one shard, paged."""
@@ -458,6 +478,23 @@ class Meters:
             return None
         item = plain(answer["Item"])
         return Expired(item["amount"], item["charged"], item["written_off"], corrected=item["outcome"] != "expired")
+
+    def list_expired(self, tenant_id: str, user_id: str) -> Iterator[ExpiredReservation]:
+        """Access pattern: records of a user's swept reservations, by usage period, paged (consistent read)."""
+        start: dict[str, Any] = {}
+        while True:
+            with store_outages():
+                answer = self._table.client.query(
+                    TableName=self._table.name,
+                    KeyConditionExpression="PK = :pk AND begins_with(SK, :expired)",
+                    ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":expired": s("EXPIRED#")},
+                    ConsistentRead=True,
+                    **start,
+                )
+            yield from (_expired_reservation(plain(item)) for item in answer["Items"])
+            if "LastEvaluatedKey" not in answer:
+                return
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     def correct(
         self,
@@ -831,6 +868,20 @@ def _expired_key(key: MeterKey, reservation: Reservation) -> dict[str, str]:
         "PK": user_pk(key.tenant_id, key.user_id),
         "SK": f"EXPIRED#{key.period.id}#{reservation.id}#{reservation.nonce}",
     }
+
+
+def _expired_reservation(item: dict[str, Any]) -> ExpiredReservation:
+    _, period_id, reservation_id, nonce = item["SK"].split("#")
+    return ExpiredReservation(
+        period_id=period_id,
+        reservation_id=reservation_id,
+        nonce=nonce,
+        amount_tokens=item["amount"],
+        charged_tokens=item["charged"],
+        written_off_tokens=item["written_off"],
+        corrected=item["outcome"] != "expired",
+        swept_at=from_epoch_seconds(item["swept_at"]),
+    )
 
 
 def _marker_key(key: MeterKey, idempotency_key: str) -> dict[str, str]:

@@ -81,7 +81,9 @@ class StripeEvents:
                 self._table.client.update_item(
                     TableName=self._table.name,
                     Key=_key(lease),
-                    UpdateExpression="SET #type = :type, lease_owner = :owner, leased_until = :until, expires_at = :end",
+                    UpdateExpression=(
+                        "SET #type = :type, lease_owner = :owner, leased_until = :until, expires_at = :end"
+                    ),
                     ConditionExpression=(
                         # nobody has it, or its owner did not come back
                         "attribute_not_exists(done_at) AND (attribute_not_exists(leased_until) OR leased_until < :now)"

@@ -1,8 +1,8 @@
 """Subscribers in the table: what we remember about a user as a payer, and whose a customer of Stripe's is.
 
-- the subscriber, PK `TENANT#<t>#USER#<u>`, SK `SUBSCRIBER`: every write of it is conditional and moves `version`, so who
-  decides from what was read writes only if nothing was written since. While something is due by time alone, it stands
-  in the index under `DUE#<shard>`;
+- the subscriber, PK `TENANT#<t>#USER#<u>`, SK `SUBSCRIBER`: every write of it is conditional and moves `version`, so
+  who decides from what was read writes only if nothing was written since. While something is due by time alone, it
+  stands in the index under `DUE#<shard>`;
 - the customer, PK `CUSTOMER#<id>`: written once, in one transaction with the subscriber, before Stripe is asked for
   anything. An event finds its user by this and by nothing that a client can choose. It stays when the customer is
   deleted, so that late events of it still find their user.
@@ -122,7 +122,7 @@ class Subscriptions:
         return self.find(tenant_id, user_id)
 
     def put(self, subscriber: Subscriber) -> bool:
-        """Write the successor of what was read (`subscriber.version` is that of the reading); False: it has moved on."""
+        """Write what follows from a reading, whose version it still carries; False: the subscriber has moved on."""
         try:
             with store_outages():
                 self._table.client.put_item(**self._conditional_put(subscriber))

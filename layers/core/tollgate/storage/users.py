@@ -1,13 +1,16 @@
 """Users in the table: who has which plan since when, and what they tell about themselves.
 
-PK `TENANT#<tenant>#USER#<user>`, SK `PROFILE`, Type `User`. A deleted user's item stays, without the person: it has
-`deleted_at`, and keeps a token that is still valid from making the account anew.
+PK `TENANT#<tenant>#USER#<user>`, SK `PROFILE`, Type `User`; in the index under `USERS#<shard>` by when they were made,
+for operators who look for somebody. A deleted user's item stays, without the person: it has `deleted_at`, and keeps a
+token that is still valid from making the account anew.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from botocore.exceptions import ClientError
 
@@ -37,6 +40,10 @@ IN_USE: Final = "attribute_exists(PK) AND attribute_not_exists(deleted_at)"
 _PERSONAL: Final = ("display_name", "locale", "time_zone")
 
 
+SHARDS: Final = 16
+"""The index of users is spread over this many partitions."""
+
+
 class Users:
     """The profiles of every tenant's users. All operations raise StoreUnavailableError when the table is silent."""
 
@@ -50,6 +57,29 @@ class Users:
                 TableName=self._table.name, Key=profile_key(tenant_id, user_id), ConsistentRead=True
             ).get("Item")
         return None if found is None else _from_item(tenant_id, user_id, plain(found))
+
+    def list_shard(self, shard: int, *, after: str = "") -> Iterator[tuple[str, str, str]]:
+        """Access pattern: (place, tenant id, user id) of all users, one shard of the index, oldest first, paged.
+
+        `after`: begin behind this place. Deleted users are among them, as what they used and cost still counts.
+        """
+        start: dict[str, Any] = {}
+        while True:
+            with store_outages():
+                answer = self._table.client.query(
+                    TableName=self._table.name,
+                    IndexName="GSI1",
+                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK > :after",
+                    # A key may not be empty text; every place begins with a digit.
+                    ExpressionAttributeValues={":shard": s(_shard_pk(shard)), ":after": s(after or "!")},
+                    **start,
+                )
+            for item in answer["Items"]:
+                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
+                yield item["GSI1SK"]["S"], tenant_id, user_id
+            if "LastEvaluatedKey" not in answer:
+                return
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
     def create_profile(self, profile: Profile) -> Profile:
         """Store a new user's profile; the stored one when somebody else was first. Safe to repeat."""
@@ -171,9 +201,20 @@ def profile_key(tenant_id: str, user_id: str) -> dict[str, AttributeValueTypeDef
     return {"PK": s(user_pk(tenant_id, user_id)), "SK": s("PROFILE")}
 
 
+def _shard_pk(shard: int) -> str:
+    return f"USERS#{shard}"
+
+
+def _place(profile: Profile) -> str:
+    """Sorts by when the user was made; never written again, so that changing a plan does not touch the index."""
+    return f"{epoch_seconds(profile.created_at or profile.anchor_at):012d}#{profile.tenant_id}#{profile.user_id}"
+
+
 def _item(profile: Profile) -> dict[str, AttributeValueTypeDef]:
     return profile_key(profile.tenant_id, profile.user_id) | attributes(
         Type="User",
+        GSI1PK=_shard_pk(crc32(profile.user_id.encode()) % SHARDS),
+        GSI1SK=_place(profile),
         plan_id=profile.plan_id,
         plan_version=profile.plan_version,
         anchor_at=epoch_seconds(profile.anchor_at),

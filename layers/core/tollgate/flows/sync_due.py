@@ -1,0 +1,60 @@
+"""Look again at subscribers whose time has come: a grace that ends, or an event of Stripe's that should be here by now.
+
+Harmless when late, doubled or killed half way: each subscriber leaves the index only by the write that settles it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tollgate.domain.errors import StripeRefusedError, StripeUnavailableError
+from tollgate.domain.sources import Clock, Report
+from tollgate.flows.apply_subscription import SubscriptionSync
+from tollgate.storage.subscriptions import DUE_SHARDS, DueSubscriber, Subscriptions
+
+
+@dataclass(frozen=True, slots=True)
+class DueReport:
+    """What one run did."""
+
+    synced_subscribers: int
+    refused_subscribers: int
+    complete: bool
+    """False: the deadline came first, or Stripe did not answer; the next run goes on."""
+
+
+def sync_due(
+    *,
+    subscriptions: Subscriptions,
+    sync: SubscriptionSync,
+    clock: Clock,
+    report: Report,
+    deadline_at_seconds: float,
+) -> DueReport:
+    """Sync every subscriber that is due. Raises StoreUnavailableError; running it again is always right."""
+    synced = refused = 0
+    for due in _due(subscriptions, clock):
+        if clock.now_seconds() >= deadline_at_seconds:
+            return DueReport(synced, refused, complete=False)
+        try:
+            sync.sync(due.tenant_id, due.user_id)
+        except StripeRefusedError as error:
+            # One whom Stripe does not know must not keep all the others from being looked at.
+            report("due_subscriber_refused", error)
+            refused += 1
+        except StripeUnavailableError as error:
+            report("due_subscribers_left", error)
+            return DueReport(synced, refused, complete=False)
+        else:
+            synced += 1
+    return DueReport(synced, refused, complete=True)
+
+
+def _due(subscriptions: Subscriptions, clock: Clock) -> Iterator[DueSubscriber]:
+    """All shards, beginning somewhere else each hour: a run cut short never misses the same ones again."""
+    now_seconds = int(clock.now_seconds())
+    first = now_seconds // 3600 % DUE_SHARDS
+    for number in range(DUE_SHARDS):
+        yield from subscriptions.list_due((first + number) % DUE_SHARDS, datetime.fromtimestamp(now_seconds, UTC))
