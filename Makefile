@@ -22,16 +22,17 @@ dev:  ## run the whole product on this machine, no account needed (PORT=8787, 0 
 	@$(MAKE) --no-print-directory --jobs 2 .venv/command.stamp .dev/engines.stamp
 	@exec $(venv)/python -m dev --port $(PORT)
 
-test: check .dev/engines.stamp .dev/sam.stamp .dev/dynoxide.stamp  ## everything CI runs: checks and all tests
+test: check .dev/engines.stamp .dev/sam.stamp .dev/dynoxide.stamp .dev/stripe-cli.stamp  ## everything CI runs: checks and all tests
 	$(venv)/python -m pytest -n 2 --dist loadfile -m "not alone"
 	$(venv)/python -m pytest -m alone
 
-check: .venv/test.stamp  ## lint, types, locks and generated documents
+check: .venv/test.stamp  ## lint, types, locks, generated documents and what plans earn
 	$(venv)/ruff check .
 	$(venv)/ruff format --check .
 	$(venv)/mypy
 	$(venv)/python -m dev.packaging lock --check
 	$(venv)/python -m dev.docs all --check
+	$(venv)/python -m tollgate_cli plans lint
 
 format: .venv/test.stamp  ## sort imports and lay out the code
 	$(venv)/ruff check --fix .
@@ -105,4 +106,13 @@ clean:  ## remove environments, state and build output
 	  npm install --silent --no-audit --no-fund --no-save --prefix .dev "$$(cat requirements/dynoxide.txt)" \
 	    || echo "dynoxide could not be installed; tests use ministack instead"; \
 	else echo "no npm: tests use ministack instead of dynoxide"; fi
+	@touch $@
+
+# Stripe's own command, which sends the double its fixtures; the test of that is skipped without it.
+.dev/stripe-cli.stamp: requirements/stripe-cli.txt
+	@mkdir -p .dev
+	@if command -v npm >/dev/null 2>&1; then \
+	  npm install --silent --no-audit --no-fund --no-save --prefix .dev/stripe-cli "$$(cat requirements/stripe-cli.txt)" \
+	    || echo "Stripe's command could not be installed; its test is skipped"; \
+	else echo "no npm: the test of Stripe's command is skipped"; fi
 	@touch $@

@@ -21,11 +21,18 @@ def tick(screen: Screen, name: str, text: str, seconds: float | None) -> str:
 
 
 def ready(
-    screen: Screen, url: str, users: tuple[DemoUser, ...], catalog: Catalog, seconds: float, *, online: bool
+    screen: Screen,
+    url: str,
+    users: tuple[DemoUser, ...],
+    catalog: Catalog,
+    seconds: float,
+    *,
+    online: bool,
+    stripe: str,
 ) -> str:
     """Everything there is to know once requests are answered; every link in it works.
 
-    `online`: upstream is elsewhere, so this does need a network.
+    `online`: something is elsewhere, so this does need a network. `stripe`: what stands for it.
     """
     demo = users[0]
     needs = "No AWS account or Docker needed." if online else "No AWS account, Docker or network needed."
@@ -41,6 +48,7 @@ def ready(
         "",
         f"   Gateway   {screen.paint('bold', f'{url:<43}')}  API docs  {url}/docs",
         f"   Billing   {url + '/_dev/billing':<43}  Mailbox   {url}/_dev/mail",
+        f"   Stripe    {stripe}",
         "",
         *(_user_line(screen, user) for user in users),
         f"   Password of both: {PASSWORD}    (sign in with POST /auth/login)",

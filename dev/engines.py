@@ -145,20 +145,26 @@ def start_fake_claude(processes: Processes, api_key: str, script: str, log_dir: 
     return _start(processes, "fake-claude", command, log_dir, _connects, stdin=subprocess.PIPE)
 
 
+def stripe_listener() -> socket.socket:
+    """Where the double of Stripe will answer: connections wait from now on."""
+    return socket.create_server(("127.0.0.1", 0), backlog=128)
+
+
 def start_stripe_double(
-    processes: Processes, secrets: StripeSecrets, webhook_url: str, state_dir: Path, log_dir: Path
+    processes: Processes,
+    listener: socket.socket,
+    secrets: StripeSecrets,
+    webhook_url: str,
+    state_dir: Path,
+    log_dir: Path,
 ) -> Engine:
-    """The built-in double of Stripe. Its address takes connections at once; answers begin when it has started."""
-    log_dir.mkdir(parents=True, exist_ok=True)
+    """The built-in double of Stripe, which takes over the listener; it answers when it has started."""
     arguments = ["--until-stdin-closes", "--account", secrets.account, "--webhook-url", webhook_url]
     arguments += [word for name in sorted({*SNAPSHOT_TYPES, *THIN_TYPES}) for word in ("--event-type", name)]
     arguments += ["--webhook-secret", secrets.webhook, "--journal", str(state_dir / "stripe.jsonl")]
-    with (
-        socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
-        (log_dir / "stripe-double.log").open("ab") as log,
-    ):
+    command = [sys.executable, "-m", "dev.stripe_double", "--fd", str(listener.fileno()), *arguments]
+    with listener, (log_dir / "stripe-double.log").open("ab") as log:
         port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "dev.stripe_double", "--fd", str(listener.fileno()), *arguments]
         child = processes.start(
             command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, output=log, sockets=[listener]
         )

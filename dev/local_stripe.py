@@ -1,8 +1,8 @@
 """Stripe for the local stack: the double beside it, or Stripe itself in test mode, and the plans that it sells.
 
 Functions learn only an address and a secret, as they would of the real one. Plans are brought to the double by the
-product's own `tollgate plans sync`, after the stack is ready, so that nobody waits for it. To an account at Stripe
-nothing is written unasked.
+product's own `tollgate plans sync`. All of that begins when the stack is ready, so that nobody waits for it. To an
+account at Stripe nothing is written unasked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dev.engines import ROOT, Engine, StripeSecrets, start_stripe_double
+from dev.engines import ROOT, Engine, StripeSecrets, start_stripe_double, stripe_listener
 from dev.processes import Processes
 from dev.provision import Remembered
 from dev.seed import PASSWORD, DemoUser
@@ -68,8 +68,9 @@ class LocalStripe:
         self._opening = threading.Lock()
         self._failure = ""
         self._open = choice is not None
-        self.url: str | None = None
-        """Of the double, once it is started."""
+        self._listener = stripe_listener() if choice is None else None
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}" if self._listener else None
+        """Of the double; connections wait there until it has started."""
 
     @property
     def secrets(self) -> StripeSecrets:
@@ -79,21 +80,25 @@ class LocalStripe:
 
     def start(self, processes: Processes) -> Engine | None:
         """Starts the double, without waiting until it answers."""
-        if self._choice is not None:
+        if self._listener is None:
             return None
-        engine = start_stripe_double(
-            processes, self.secrets, self._gateway_url + WEBHOOK_PATH, self._state_dir, self._log_dir
+        listener, self._listener = self._listener, None
+        return start_stripe_double(
+            processes, listener, self.secrets, self._gateway_url + WEBHOOK_PATH, self._state_dir, self._log_dir
         )
-        self.url = engine.url
-        return engine
+
+    def close(self) -> None:
+        """Lets go of the address where no double was started."""
+        if self._listener is not None:
+            self._listener.close()
 
     def describe(self) -> str:
-        """One line for the start."""
+        """One line for the banner."""
         if self._choice is None:
-            return "built-in double, Checkout and webhooks answer   (test mode: export STRIPE_SECRET_KEY=sk_test_…)"
+            return "built-in double, Checkout and webhooks answer   (real: export STRIPE_SECRET_KEY=sk_test_…)"
         if self._choice.webhook_secret is None:
-            return "Stripe's test mode, without webhooks: set STRIPE_WEBHOOK_SECRET, see dev/README.md"
-        return "Stripe's test mode"
+            return "test mode, webhooks come when STRIPE_WEBHOOK_SECRET is set   (how: dev/README.md, Billing)"
+        return f"test mode   (stripe listen --forward-to {self._gateway_url}{WEBHOOK_PATH})"
 
     def overrides(self) -> dict[str, str]:
         """What the functions' environment says of Stripe; another one than the double has its usual address."""
@@ -113,6 +118,7 @@ class LocalStripe:
                     self._sync(catalog_name)
                     self._remembered.synced_plans = digest
                     save()
+                    self._say(f"BILLING plans are for sale: {self._gateway_url}/_dev/billing")
                 self._failure, self._open = "", True
             except (OSError, ValueError) as error:
                 self._failure = str(error)

@@ -74,7 +74,7 @@ def seed_user(table: Table, catalog: Catalog, remembered: Remembered, wanted: Wa
             email=wanted.email,
         )
     )
-    account = Account(profile, catalog.plan(profile.plan_id))
+    account = Account.of(profile, catalog.plan(profile.plan_id))
     api_key = _ensure_key(ApiKeys(table), remembered, wanted, user_id)
     settled = _ensure_used(Meters(table), account, wanted.used_thousandths, now)
     return DemoUser(wanted.label, wanted.email, user_id, api_key, account.plan, settled)

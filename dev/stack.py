@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from dev import banner, pages
 from dev.authorizer import TokenChecker
 from dev.code_watch import CodeWatch
@@ -165,10 +167,9 @@ class Stack:
         ministack = pool.submit(self._step, "sign-in, secrets", self._start_ministack)
         table = pool.submit(self._step, "table", self._start_table_engine, ministack.result)
         claude = pool.submit(self._step, "Claude", self._start_upstream)
-        stripe = pool.submit(self._step, "Stripe", self._start_stripe)
         catalog = pool.submit(load_catalog, self._catalog_name)
         self._cloud = Cloud(ministack.result().url, table.result().url)
-        made = [pool.submit(self._make_table), pool.submit(self._make_queues)]
+        made = pool.submit(self._make_table)
         ensure_pool(self._cloud.cognito(), self._template, self._remembered)
         self._front = CognitoFront(
             self._cloud.ministack_url, self._remembered.pool_id, self._mailbox, run_trigger=self._run_trigger
@@ -179,8 +180,8 @@ class Stack:
         self._local = self._template.local(self._bindings(), longest_seconds=self._options.longest_seconds)
         stored = pool.submit(self._put_secrets, upstream_key)
         self._catalog = catalog.result()
-        for result in (*made, stored, stripe):
-            result.result()
+        made.result()
+        stored.result()
         self._make_hosts()
         warm = pool.submit(self._step, "function", self._prewarm)
         self._step("demo data", self._seed)
@@ -203,8 +204,6 @@ class Stack:
             case "Claude":
                 without = "" if self._options.upstream_key else "   (with a made-up key: no ANTHROPIC_API_KEY is set)"
                 return f"{self._options.upstream_url}{without}"
-            case "Stripe":
-                return self._stripe.describe()
             case "demo data":
                 return ", ".join(f"{user.email} on {user.plan.name}" for user in self._users)
             case _ if self._started:
@@ -235,11 +234,6 @@ class Stack:
         self._watch(engine)
         return engine.url, key
 
-    def _start_stripe(self) -> None:
-        engine = self._stripe.start(self._processes)
-        if engine is not None:
-            self._watch(engine)
-
     def _watch(self, engine: Engine) -> None:
         def wait() -> None:
             status = engine.child.wait()
@@ -263,9 +257,6 @@ class Stack:
         local = self._template.local({})
         names = {name for one in local.mappings for name in (one.queue, local.queues[one.queue].dead_letters)}
         return tuple(queue for name, queue in local.queues.items() if name in names)
-
-    def _make_queues(self) -> None:
-        ensure_queues(self._cloud, self._queues)
 
     def _bindings(self) -> dict[str, str]:
         remembered = self._remembered
@@ -358,7 +349,6 @@ class Stack:
         server = server_for(gateway)
         tasks = [asyncio.create_task(self._run_schedule(schedule)) for schedule in self._local.schedules]
         tasks.append(asyncio.create_task(self._watch_code()))
-        self._start_pollers()
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
@@ -366,7 +356,7 @@ class Stack:
             self.serving = True
             self._write_stack_file()
             on_ready()
-            threading.Thread(target=self._open_shop, name="open-shop", daemon=True).start()
+            threading.Thread(target=self._start_billing, name="billing", daemon=True).start()
         while not self.stopping and not serving.done():
             await asyncio.sleep(0.05)
         for task in tasks:
@@ -380,8 +370,17 @@ class Stack:
     def banner(self) -> None:
         """Prints where everything is and what to paste."""
         seconds = time.monotonic() - self._begun_at
-        online = self._options.upstream_url is not None
-        self._screen.line(banner.ready(self._screen, self.url, self._users, self._catalog, seconds, online=online))
+        elsewhere = self._options.upstream_url is not None or self._options.stripe is not None
+        text = banner.ready(
+            self._screen,
+            self.url,
+            self._users,
+            self._catalog,
+            seconds,
+            online=elsewhere,
+            stripe=self._stripe.describe(),
+        )
+        self._screen.line(text)
 
     async def _control(self, method: str, path: str) -> dict[str, Any] | Page | None:
         if method == "POST":
@@ -486,12 +485,22 @@ class Stack:
         self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {names} changed: functions start anew")
         self._prewarm()
 
-    def _start_pollers(self) -> None:
+    def _start_billing(self) -> None:
+        """What only billing needs, after all else: nobody waits for it who does not buy."""
+        try:
+            ensure_queues(self._cloud, self._queues)
+            engine = self._stripe.start(self._processes)
+        except (OSError, BotoCoreError, ClientError) as error:
+            self._say(f"billing does not work: {error}")
+            return
+        if engine is not None:
+            self._watch(engine)
         for mapping in self._local.mappings:
             queue, host = self._local.queues[mapping.queue], self._hosts[mapping.function]
             poller = QueuePoller(mapping, queue, queue_url(self._cloud, queue), self._cloud.sqs, host.invoke, self._say)
             poller.start()
             self._pollers.append(poller)
+        self._open_shop()
 
     def _open_shop(self) -> None:
         self._stripe.open_shop(self._catalog, self._catalog_name, lambda: self._remembered.save(self._remembered_file))
@@ -532,6 +541,7 @@ class Stack:
         if self._front is not None:
             self._front.close()
         self._processes.stop_all()
+        self._stripe.close()
         self._listener.close()
 
     def _close_hosts(self) -> None:

@@ -15,6 +15,11 @@ from typing import Any, Final
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times as fast, where PyYAML was built with libyaml
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 REGION: Final = "us-east-1"
 ACCOUNT_ID: Final = "000000000000"
 STACK_NAME: Final = "tollgate-local"
@@ -388,11 +393,11 @@ class _Resolver:
         return bool(self.resolve(self._conditions[name], where))
 
 
-class _CloudFormationLoader(yaml.SafeLoader):
+class _CloudFormationLoader(SafeLoader):
     """YAML with the short forms of intrinsic functions."""
 
 
-def _construct_intrinsic(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Json:
+def _construct_intrinsic(loader: SafeLoader, suffix: str, node: yaml.Node) -> Json:
     value: object
     if isinstance(node, yaml.ScalarNode):
         value = loader.construct_scalar(node)

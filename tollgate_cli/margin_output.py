@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tollgate.catalog.loader import Catalog
 from tollgate.domain.margins import PICOUSD_PER_CENT, Margin, ModelMargins, PlanMargins, Rate, TrialCost, Use
+from tollgate.domain.plans import Plan
 from tollgate.domain.pricing import PICOUSD_PER_MICROUSD
 
 UNBOUNDED: Final = "no bound"
@@ -41,13 +42,19 @@ def _cost(picousd: int | None) -> Text:
     return Text(UNBOUNDED if picousd is None else f"-{dollars(picousd)}", style="red" if picousd is None else "yellow")
 
 
-def _way(model: ModelMargins) -> str:
+def _way(plan: Plan, model: ModelMargins) -> str:
     """`US-only, output on claude-sonnet-5-5`."""
-    rate = model.worst_rate
+    rate, cost = model.worst_rate, model.worst.cost_picousd
+    if cost is None:
+        return f"{rate.kind.replace('_', ' ')} on {model.model_id}, which nothing bounds"
     words = ["fast"] if rate.fast else []
     words += ["US-only"] if rate.us_only else []
     words += ["long prompts"] if rate.long_prompt else []
-    return f"{', '.join([*words, rate.kind.replace('_', ' ')])} on {model.model_id}"
+    if plan.quota_tokens is None or not rate.bounded or cost < rate.cost_picousd(plan.quota_tokens):
+        what = "calls that fill the context"
+    else:
+        what = rate.kind.replace("_", " ")
+    return f"{', '.join([*words, what])} on {model.model_id}"
 
 
 def _prices(report: PlanMargins) -> Iterator[tuple[str, Margin, Margin]]:
@@ -87,7 +94,9 @@ def lint_table(catalog: Catalog, reports: list[PlanMargins], at: datetime) -> Ta
 
 def worst_ways(reports: list[PlanMargins]) -> str:
     """What the worst case of each plan is made of."""
-    return "\n".join(f"Worst case of {report.plan.name}: {_way(report.worst_model)}." for report in reports)
+    return "\n".join(
+        f"Worst case of {report.plan.name}: {_way(report.plan, report.worst_model)}." for report in reports
+    )
 
 
 def _table(title: str) -> Table:

@@ -240,11 +240,13 @@ def _run(sync: PlansSync, changes: tuple[Change, ...], hand_over: Callable[[str]
                 made.append(change)
                 progress.update(task, advance=1, description=f"{change.action} {change.kind} {change.name}")
 
-            sync.run(hand_over=hand_over, done=done)
+            sync.run(hand_over=hand_over, done=done, approved=changes)
     except SyncConflictError as error:
         raise CommandError("\n".join(error.conflicts)) from error
     except SyncUnsettledError as error:
-        raise CommandError("Stripe still differs after everything was done. Is another sync running?") from error
+        raise CommandError(
+            "Stripe changed meanwhile. Is another sync running? Look again with `tollgate plans diff`."
+        ) from error
     return made
 
 

@@ -21,6 +21,7 @@ _WHOLE = re.compile(r"-?\d{1,18}")
 _DECIMAL = re.compile(r"-?\d+(\.\d{1,12})?")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE]-?\d+)?")
 ENUM_VALUES_SHOWN = 12
+KEPT_IN = Path(__file__).resolve().parents[2] / ".dev"
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Contract:
 
 
 @cache
-def installed_contract(cache_directory: Path | None = None) -> Contract:
-    """Of the stripe package in this environment. Deriving takes over a second: give a directory to keep it in."""
+def installed_contract(cache_directory: Path | None = KEPT_IN) -> Contract:
+    """Of the stripe package in this environment. Deriving takes over a second, so it is kept beside the local stack."""
     return Contract(document(cache_directory))
 
 

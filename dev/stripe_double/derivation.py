@@ -56,7 +56,7 @@ PREFIXES = (
 """What a product that sells subscriptions calls, and what its owner's tools call on top."""
 
 _SCALARS = {"str": "s", "int": "i", "float": "n", "bool": "b", "Decimal": "d"}
-_DOCUMENT_VERSION = 3
+_DOCUMENT_VERSION = 4
 """Moves when the form of the document changes, so that an old cache is not read."""
 
 
@@ -129,13 +129,14 @@ def _operations(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for file in sorted(root.rglob("_*_service.py")):
         tree = ast.parse(file.read_text())
         imports = _imports(tree)
+        module = ".".join(file.relative_to(root.parent).with_suffix("").parts)
         for service in (node for node in tree.body if isinstance(node, ast.ClassDef)):
             for method in (node for node in service.body if isinstance(node, ast.FunctionDef)):
-                yield from _operation(service.name, method, imports)
+                yield from _operation(module, service.name, method, imports)
 
 
 def _operation(
-    service: str, method: ast.FunctionDef, imports: dict[str, tuple[str, str]]
+    module: str, service: str, method: ast.FunctionDef, imports: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     calls = (node for node in ast.walk(method) if isinstance(node, ast.Call))
     call = next((c for c in calls if isinstance(c.func, ast.Attribute) and c.func.attr == "_request"), None)
@@ -151,7 +152,7 @@ def _operation(
     yield (
         f"{verb} {path}",
         {
-            "service": f"{service}.{method.name}",
+            "service": f"{module}:{service}.{method.name}",
             "params": params,
             "answer": [imports[name] for name in answers],
         },

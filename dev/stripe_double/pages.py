@@ -49,8 +49,7 @@ def use_addresses(world: StripeWorld, address: str) -> None:
     """Lets what the API tells of pages point here."""
     world.checkout.page_url = address + "/checkout/{id}"
     world.portal.page_url = address + "/portal/{id}"
-    if hasattr(world.invoices, "page_url"):
-        world.invoices.page_url = address + "/invoice/{id}"
+    world.invoices.page_url = address + "/invoice/{id}"
 
 
 class RefusedError(Exception):
@@ -139,7 +138,7 @@ class Pages:
         currency = session["currency"]
         prices = [line["price"] for line in session["line_items"]["data"]]
         fixed = [price for price in prices if not _is_metered(price)]
-        days = int(self._keeper.read(lambda world: _trial_days(world, session["id"])))
+        days = int(self._keeper.read(lambda world: world.checkout.trial_days(session["id"])))
         price, interval = money(sum(map(_cents, fixed)), currency), _interval(fixed[0]) if fixed else ""
         lines = [Line(self._name(price), money(_cents(price), currency)) for price in fixed]
         lines += [
@@ -350,12 +349,6 @@ def _see_other(url: str) -> PageAnswer:
 
 def _success_url(session: Json) -> str:
     return str(session["success_url"] or "/").replace("{CHECKOUT_SESSION_ID}", session["id"])
-
-
-def _trial_days(world: StripeWorld, session_id: str) -> int:
-    """A session itself does not tell."""
-    given: Json = world.checkout._given[session_id]
-    return int(given.get("subscription_data", {}).get("trial_period_days", 0))
 
 
 def _is_metered(price: Json) -> bool:

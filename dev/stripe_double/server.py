@@ -105,6 +105,7 @@ class DoubleServer(ThreadingHTTPServer):
         return {
             "now": self.keeper.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
             "offset_seconds": int(self.keeper.offset.total_seconds()),
+            "deliveries": 0 if self.deliveries is None else len(self.deliveries.attempts),
         }
 
 

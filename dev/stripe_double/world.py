@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dev.stripe_double.contract import Contract, Operation, Violation, installed_contract
+from dev.stripe_double.contract import KEPT_IN, Contract, Operation, Violation, installed_contract
 from dev.stripe_double.errors import StripeRefusal
 from dev.stripe_double.expansion import Expander
 from dev.stripe_double.forms import Json, Value, parse_form
@@ -79,7 +79,7 @@ class StripeWorld:
         account_id: str,
         livemode: bool = False,
         contract: Contract | None = None,
-        contract_cache: Path | None = None,
+        contract_cache: Path | None = KEPT_IN,
         last_by: str = ARRIVAL,
     ) -> None:
         self.contract = contract or installed_contract(contract_cache)

@@ -85,6 +85,24 @@ def get_key(request: HttpRequest) -> None:
     request.reply.send_json(key_view(principal, tools.authenticator.api_key_of(request.headers), usage))
 
 
+@url.route("GET", "/v1/organizations/usage_report/messages")
+def report_usage(request: HttpRequest) -> None:
+    """The caller's own use, in the shape of Anthropic's Admin API."""
+    from tollgate.edge.admin_reports import usage_report  # noqa: PLC0415  reports are rare, and starts are not
+
+    account = url.tools.accounts.find(_caller(request), fresh=True)
+    request.reply.send_json(usage_report(url.tools.reports(), account, request.raw_query, _now()))
+
+
+@url.route("GET", "/v1/organizations/cost_report")
+def report_cost(request: HttpRequest) -> None:
+    """What the caller's use cost, in the shape of Anthropic's Admin API."""
+    from tollgate.edge.admin_reports import cost_report  # noqa: PLC0415  reports are rare, and starts are not
+
+    account = url.tools.accounts.find(_caller(request), fresh=True)
+    request.reply.send_json(cost_report(url.tools.reports(), account, request.raw_query, _now()))
+
+
 @url.route("HEAD", "/api/hello")
 @url.route("GET", "/api/hello")
 @url.route("HEAD", "/")
@@ -111,8 +129,12 @@ def _models_of(request: HttpRequest) -> list[Model]:
     """
     tools = url.tools
     principal = _caller(request)
-    plan, now = tools.accounts.find(principal).plan, datetime.fromtimestamp(tools.clock.now_seconds(), UTC)
-    models = served_models(tools.catalog.models.values(), plan, principal, now)
+    plan = tools.accounts.find(principal).plan
+    models = served_models(tools.catalog.models.values(), plan, principal, _now())
     if not models:
         raise NotFoundError("Your plan and key have no model that is still served.", error_code="model_not_found")
     return models
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(url.tools.clock.now_seconds(), UTC)

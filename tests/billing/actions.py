@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -66,6 +67,7 @@ class Actions:
         self.users = Users(table)
         self._claims = 0
         self.foreign_price = ""
+        self.first_keys: Counter[int] = Counter()
 
     # ---- the beginning
 
@@ -256,6 +258,10 @@ class Actions:
                 container.sync.sync(TENANT, f"user-{step.user}")
 
         self._world.start(f"sync {step.user}", body)
+
+    def first_key(self, step: Step) -> None:
+        if self.subscriptions.take_first_key(TENANT, f"user-{step.user}"):
+            self.first_keys[step.user] += 1
 
     # ---- banks
 

@@ -160,8 +160,11 @@ class Oracle:
             session = world.stripe.find(seen.checkout.session_id)
             if session["status"] != "open":
                 self.report("checkout", f"user-{user}: {seen.checkout.session_id} is {session['status']}")
-        if seen.customer_id is not None and world.stripe.find(seen.customer_id) is None:
+        customer = world.stripe.find(seen.customer_id) if seen.customer_id is not None else {}
+        if customer is None or customer.get("deleted"):
             self.report("customer", f"user-{user}: {seen.customer_id} is gone")
+        if world.actions.first_keys[user] > 1:
+            self.report("first_key", f"user-{user} was given {world.actions.first_keys[user]}")
         profile = world.actions.users.find_profile("main", f"user-{user}")
         assert profile is not None
         now = datetime.fromtimestamp(world.hub.now, UTC)

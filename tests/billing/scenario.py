@@ -32,6 +32,7 @@ SUBSCRIBED = (
     ("open_checkout", 1),
     ("call", 4),
     ("sync", 2),
+    ("first_key", 1),
 )
 
 

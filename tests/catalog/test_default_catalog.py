@@ -8,6 +8,7 @@ from decimal import ROUND_UP, Decimal
 import pytest
 
 from tollgate.catalog.loader import Catalog, load_catalog
+from tollgate.domain.margins import plan_margins
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind, Plan, QuotaKind
 from tollgate.domain.pricing import PriceRow, TokenPrices, cost_picousd
 from tollgate.domain.tokens import TokenCounts, TokenWeights
@@ -228,6 +229,25 @@ def test_paid_plans_reserve_in_slices_and_follow_the_subscription(plan_id: str) 
     assert (plan.slice_output_tokens, plan.max_output_tokens) == (8_192, None)
     assert (plan.expiry_policy, plan.period_kind) == (ExpiryPolicy.INPUT, PeriodKind.ANCHORED_MONTH)
     assert plan.overage_cap_tokens == plan.quota_tokens, "no bill above one foreseeable sum"
+
+
+def test_a_year_costs_ten_months_and_overage_is_asked_for() -> None:
+    catalog = load_catalog("default")
+    for plan in (catalog.plan("pro"), catalog.plan("enterprise")):
+        assert plan.annual_price_cents == 10 * plan.price_cents
+        assert (plan.sold, plan.overage_opt_in, plan.trial_days, plan.issue_first_key) == (True, True, 0, False)
+    assert not catalog.plan("free").sold
+    assert [plan.id for plan in catalog.plans.values() if plan.protected] == ["pro"]
+
+
+@pytest.mark.parametrize("name", ["default", "calls", "calls_pair", "models"])
+def test_no_shipped_plan_that_is_protected_can_lose_money(name: str) -> None:
+    catalog = load_catalog(name)
+    for plan in catalog.plans.values():
+        given = plan.id == catalog.default_plan_id
+        report = plan_margins(plan, tuple(catalog.models.values()), catalog.billing, TODAY, given=given)
+        assert not report.fails
+        assert given or not report.typical.loses or not (plan.quota_tokens or plan.quota_requests)
 
 
 def test_a_free_user_costs_at_most_fifty_cents() -> None:

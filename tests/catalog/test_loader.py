@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tollgate.catalog.loader import CatalogError, load_catalog, read_catalog
-from tollgate.domain.plans import UNLIMITED, ExpiryPolicy, PeriodKind, QuotaKind
+from tollgate.domain.plans import UNLIMITED, Billing, ExpiryPolicy, PeriodKind, QuotaKind, TaxKind
 
 PLANS = """
 default_plan = "small"
@@ -42,6 +42,18 @@ period_kind = "anchored_month"
 max_api_keys = 3
 upgrade_message = "Ask us."
 pool_tokens = 25_000
+annual_price_cents = 29_000
+trial_days = 14
+trial_quota_tokens = 100
+overage_opt_in = true
+issue_first_key = true
+protected = true
+"""
+SELLING = """annual_price_cents = 29_000
+trial_days = 14
+trial_quota_tokens = 100
+overage_opt_in = true
+issue_first_key = true
 """
 PRICE = "{ input = 1_000, output = 2_000, cache_write_5m = 3_000, cache_write_1h = 4_000, cache_read = 5_000 }"
 ROW = f"""
@@ -97,6 +109,11 @@ def test_a_plan_is_what_its_table_says(tmp_path: Path) -> None:
     assert plan.upgrade_message == "Ask us."
     assert plan.max_api_keys == 3
     assert (plan.pool_tokens, plan.most_tokens) == (25_000, 2_500)
+    assert (plan.sold, plan.annual_price_cents) == (True, 29_000)
+    assert (plan.trial_days, plan.trial_quota_tokens) == (14, 100)
+    assert plan.overage_opt_in
+    assert plan.issue_first_key
+    assert plan.protected
 
 
 def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
@@ -105,12 +122,88 @@ def test_what_a_plan_leaves_out_is_not_limited(tmp_path: Path) -> None:
     assert plan.quota_requests is plan.requests_per_minute is plan.max_output_tokens is plan.slice_output_tokens is None
     assert (plan.overage_cap_tokens, plan.burst_requests, plan.upgrade_message) == (0, 0, "")
     assert plan.max_api_keys == 10
-    assert plan.pool_tokens is None
+    assert plan.pool_tokens is plan.annual_price_cents is plan.trial_quota_tokens is None
+    assert plan.trial_days == 0
+    assert not any([plan.sold, plan.overage_opt_in, plan.issue_first_key, plan.protected])
+
+
+def test_how_a_catalog_is_sold_has_a_default_for_everything(tmp_path: Path) -> None:
+    assert read_catalog(write(tmp_path), "mine").billing == Billing()
+
+
+def test_how_a_catalog_is_sold_is_what_its_table_says(tmp_path: Path) -> None:
+    lines = """
+[billing]
+currency = "eur"
+tax = "managed"
+promotion_codes = true
+grace_days = 0
+fee_permille = 15
+fee_cents = 25
+billing_fee_permille = 0
+overage_lookup_key = "overage_2"
+meter_event_name = "overage_2"
+"""
+    billing = read_catalog(write(tmp_path, PLANS + lines), "mine").billing
+
+    assert billing == Billing("eur", TaxKind.MANAGED, True, 0, 15, 25, 0, "overage_2", "overage_2")
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('currency = "USD"', "currency"),
+        ('currency = "jpy"', "currency"),
+        ("currency = 1", "currency"),
+        ('tax = "maybe"', "tax"),
+        ("promotion_codes = 1", "promotion_codes"),
+        ("grace_days = 61", "grace_days"),
+        ("grace_days = -1", "grace_days"),
+        ("fee_permille = 2.9", "fee_permille"),
+        ('overage_lookup_key = "Über"', "overage_lookup_key"),
+        ('meter_event_name = ""', "meter_event_name"),
+        ("discount = 1", "discount"),
+    ],
+)
+def test_a_fault_in_how_it_is_sold_is_named(tmp_path: Path, line: str, key: str) -> None:
+    with pytest.raises(CatalogError) as raised:
+        read_catalog(write(tmp_path, f"{PLANS}\n[billing]\n{line}\n"), "mine")
+
+    assert (raised.value.table, raised.value.key) == ("billing", key)
+
+
+@pytest.mark.parametrize(("price_cents", "sold"), [(0, False), (1, True)])
+def test_a_plan_with_a_price_is_sold_unless_it_is_the_default(tmp_path: Path, price_cents: int, sold: bool) -> None:
+    priced = changed(PLANS, "price_cents = 0", f"price_cents = {price_cents}")
+    plans = read_catalog(write(tmp_path, priced), "mine").plans
+    other = read_catalog(write(tmp_path, changed(priced, '= "small"', '= "large"').replace(SELLING, "")), "mine").plans
+
+    assert (plans["small"].sold, plans["large"].sold) == (False, True)
+    assert (other["small"].sold, other["large"].sold) == (sold, False)
+
+
+def test_a_plan_with_a_price_can_be_kept_from_sale(tmp_path: Path) -> None:
+    plans = PLANS.replace(SELLING, "sold = false\n")
+
+    assert not read_catalog(write(tmp_path, plans), "mine").plan("large").sold
+
+
+@pytest.mark.parametrize(
+    ("annual_cents", "right"), [(2_899, False), (2_900, True), (2_901, True), (34_800, True), (34_801, False)]
+)
+def test_a_year_costs_between_one_month_and_twelve(tmp_path: Path, annual_cents: int, right: bool) -> None:
+    folder = write(tmp_path, changed(PLANS, "annual_price_cents = 29_000", f"annual_price_cents = {annual_cents}"))
+    if right:
+        assert read_catalog(folder, "mine").plan("large").annual_price_cents == annual_cents
+        return
+    with pytest.raises(CatalogError, match=r"annual_price_cents: is .* a year costs between"):
+        read_catalog(folder, "mine")
 
 
 @pytest.mark.parametrize(("number", "right"), [(-1, False), (0, True), (1, True), (100, True), (101, False)])
 def test_a_plan_has_none_to_a_hundred_api_keys(tmp_path: Path, number: int, right: bool) -> None:
-    folder = write(tmp_path, changed(PLANS, "max_api_keys = 3", f"max_api_keys = {number}"))
+    plans = changed(PLANS, "issue_first_key = true\n", "")
+    folder = write(tmp_path, changed(plans, "max_api_keys = 3", f"max_api_keys = {number}"))
     if right:
         assert read_catalog(folder, "mine").plan("large").max_api_keys == number
         return
@@ -122,6 +215,7 @@ def test_the_smallest_plan_there_can_be_is_one(tmp_path: Path) -> None:
     plans = PLANS
     for key, least in [
         ("quota_tokens = 2_000", "quota_tokens = 1\nquota_requests = 1"),
+        ("trial_quota_tokens = 100", "trial_quota_tokens = 1"),
         ("overage_cap_tokens = 500", "overage_cap_tokens = 0"),
         ("1k_tokens = 20_000", "1k_tokens = 0"),
         ("per_minute = 60", "per_minute = 1"),
@@ -298,6 +392,22 @@ PLAN_FAULTS = [
         "this plan has none",
         id="a pool of calls",
     ),
+    pytest.param("= 14", "= 731", "plans.large", "trial_days", "to 730", id="a trial longer than Stripe has"),
+    pytest.param("= 14", "= 0", "plans.large", "trial_quota_tokens", "no trial", id="the quota of no trial"),
+    pytest.param(
+        "trial_quota_tokens = 100", "trial_quota_tokens = 2_001", "plans.large", "trial_quota_tokens", "more", id="more"
+    ),
+    pytest.param("max_api_keys = 3", "max_api_keys = 0", "plans.large", "issue_first_key", "no key", id="no key"),
+    pytest.param(
+        '"anchored_month"', '"calendar_month"', "plans.large", "period_kind", "by invoice", id="two calendars"
+    ),
+    pytest.param("cents = 0", "cents = 0\nsold = true", "plans.small", "sold", "default plan", id="a gift for sale"),
+    pytest.param("cents = 2_900", "cents = 0\nsold = true", "plans.large", "sold", "no price", id="sold for nothing"),
+    pytest.param("cents = 0", "cents = 0\ntrial_days = 1", "plans.small", "trial_days", "only a plan", id="not sold"),
+    pytest.param(
+        "cents = 0", "cents = 0\noverage_opt_in = true", "plans.small", "overage_opt_in", "only a soft", id="no overage"
+    ),
+    pytest.param("protected = true", 'protected = "yes"', "plans.large", "protected", "true or false", id="text"),
     pytest.param("burst_requests = 10", "", "plans.large", "burst_requests", "together", id="a rate without a burst"),
     pytest.param(
         "requests_per_minute = 60", "", "plans.large", "burst_requests", "together", id="a burst without a rate"

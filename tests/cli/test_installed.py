@@ -41,6 +41,29 @@ def test_the_command_runs_as_a_process() -> None:
     assert '"catalog": "default"' in ran.stdout
 
 
+def test_the_command_reaches_another_stripe_by_its_address() -> None:
+    """As in the local stack: the double is a process of its own, and so is the command."""
+    double = subprocess.Popen(
+        [sys.executable, "-m", "dev.stripe_double", "--until-stdin-closes"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert double.stdin is not None
+    assert double.stdout is not None
+    try:
+        address = double.stdout.readline().strip()
+        environ = {"STRIPE_SECRET_KEY": "sk_test_x", "STRIPE_API_BASE_URL": address, "HOME": "/nowhere"}
+
+        def tollgate(*arguments: str) -> int:
+            command = [sys.executable, "-m", "tollgate_cli", "plans", *arguments]
+            return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, check=False).returncode
+
+        assert [tollgate("diff"), tollgate("sync", "--yes"), tollgate("diff")] == [3, 0, 0]
+    finally:
+        double.stdin.close()
+        double.wait(10)
+        double.stdout.close()
+
+
 def test_nothing_that_is_deployed_knows_the_command() -> None:
     for path in [*(ROOT / "functions").rglob("*.py"), *(ROOT / "layers").rglob("*.py")]:
         assert not re.search(r"^\s*(from|import) (tollgate_cli|typer|rich)\b", path.read_text(), re.MULTILINE), path

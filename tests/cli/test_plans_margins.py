@@ -35,6 +35,15 @@ def test_the_shipped_catalog_passes(tollgate: Command) -> None:
     assert "No protected plan can lose money." in said
 
 
+def test_the_page_about_plans_shows_what_the_command_says(tollgate: Command) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plans.md").read_text(encoding="utf-8")
+    shown = page.split("$ tollgate plans lint\n")[1].split("```")[0].splitlines()
+    said = [line.rstrip() for line in tollgate("plans", "lint", width=80).stdout.splitlines()]
+
+    assert len(shown) > 4
+    assert [line for line in shown if line.rstrip() not in said] == []
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_tables_fit_the_terminal(tollgate: Command, width: int) -> None:
     for command in (["lint"], ["lint", "--catalog", "models"], ["simulate", "--plan", "pro"]):
@@ -100,6 +109,19 @@ def test_a_simulation_shows_each_model_for_the_use_asked_for(tollgate: Command) 
     said = words(tollgate("plans", "simulate", "--plan", "pro", "--mix", "90/10", "--used", "150").stdout)
     assert "Pro, 150 % of the quota used" in said
     assert "90 % input, 10 % output" in said
+
+
+@pytest.mark.parametrize(
+    ("catalog", "said"),
+    [
+        ("calls", "Worst case of Starter: US-only, long prompts, calls that fill the context on claude-haiku-5-5."),
+        ("calls", "Worst case of Enterprise: output on claude-haiku-4-5, which nothing bounds."),
+        ("models", "Worst case of BEAST: fast, US-only, output on claude-fable-5-2."),
+        ("models", "BASIC is the default plan: users have it without paying its price."),
+    ],
+)
+def test_the_worst_case_is_put_into_words(tollgate: Command, catalog: str, said: str) -> None:
+    assert said in words(tollgate("plans", "lint", "--catalog", catalog).stdout)
 
 
 @pytest.mark.parametrize("mix", ["", "90", "90/20", "a/b", "-10/110", "50/50/0/0/0", "٩٠/10"])

@@ -123,7 +123,7 @@ def raw(stack: RunningStack, path: str) -> tuple[str, str, str]:
         return headers["content-type"], headers["content-security-policy"], response.read().decode()
 
 
-@pytest.mark.parametrize("path", ["/docs", "/_dev/mail"])
+@pytest.mark.parametrize("path", ["/docs", "/_dev/mail", "/_dev/billing"])
 def test_a_page_brings_all_it_needs_and_may_ask_nobody_else(stack: RunningStack, path: str) -> None:
     kind, policy, text = raw(stack, path)
     assert kind.startswith("text/html")
@@ -180,6 +180,8 @@ def test_the_banner_shows_links_keys_and_lines_to_paste(stack: RunningStack) -> 
         stack.gateway_url,
         "API docs  ",
         "Mailbox  ",
+        "Billing  ",
+        "Stripe  ",
         stack.demo_key,
         stack.near_quota_key,
         "curl -N ",
@@ -243,6 +245,24 @@ def test_the_gateway_is_never_its_own_upstream(tmp_path: Path, monkeypatch: pyte
     done = start_again(tmp_path, "--port", "8799")
     assert done.returncode == 1
     assert "is this gateway itself" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("sk_live_4242", "is for the live account"),
+        ("rk_live_4242", "is for the live account"),
+        ("pk_test_1", "sk_test_"),
+    ],
+)
+def test_only_test_keys_of_stripe_are_taken_and_none_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, words: str
+) -> None:
+    monkeypatch.setenv("STRIPE_SECRET_KEY", key)
+    done = start_again(tmp_path, "--port", "0")
+    assert done.returncode == 1
+    assert words in done.stdout
+    assert key not in done.stdout
 
 
 def start_again(base_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

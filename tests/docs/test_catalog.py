@@ -14,6 +14,7 @@ HEADINGS = {
     "plans.toml": "### At the top",
     "plans": "### `[plans.<id>]`",
     "billing": "### `[billing]`",
+    "notices": "### `[notices]`",
     "models.toml": "### The file",
     "models": "### `[models.<id>]`",
     "prices": "### `[[models.<id>.prices]]`",

@@ -77,7 +77,7 @@ PLACE = re.compile(r"(docs/[a-z-]+\.md)(?:,[\s#]*\"([^\"]+)\")?")
 def test_every_place_that_code_names_is_in_the_documents() -> None:
     sources = [
         path
-        for folder in ("layers", "functions", "dev", "tests", "bench")
+        for folder in ("layers", "functions", "tollgate_cli", "dev", "tests", "bench")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".toml", ".sh"} and path != Path(__file__)
     ]

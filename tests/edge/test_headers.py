@@ -210,7 +210,21 @@ class TestStanding:
             "anthropic-ratelimit-tokens-reset": "2026-12-01T00:00:00Z",
             "ratelimit-policy": '"rpm";q=60;w=60, "plan";q=1000;qu="tokens";w=2592000',
             "ratelimit": '"rpm";r=7;t=3, "plan";r=700;t=907200',
+            "tollgate-quota-used-percent": "0",
         }
+
+    @pytest.mark.parametrize(
+        ("settled", "percent"), [(749, "74"), (750, "75"), (999, "99"), (1000, "100"), (1999, "199")]
+    )
+    def test_tells_the_share_that_is_used_rounded_down(self, settled: int, percent: str) -> None:
+        """From what is settled: what this very call holds mostly returns."""
+        headers = standing_headers(standing(a_plan(), settled_tokens=settled, remaining_tokens=1000 - settled), NOW)
+        assert headers["tollgate-quota-used-percent"] == percent
+
+    def test_of_two_quotas_tells_the_one_that_is_nearer_to_its_end(self) -> None:
+        changes = {"quota_requests": 10, "remaining_requests": 1, "settled_tokens": 500, "remaining_tokens": 500}
+        headers = standing_headers(standing(a_plan(quota_requests=10), **changes), NOW)
+        assert headers["tollgate-quota-used-percent"] == "90"
 
     @pytest.mark.parametrize(
         ("ahead_ms", "left"), [(-1, 10), (0, 10), (1, 9), (8999, 1), (9000, 1), (9001, 0), (60_000, 0)]

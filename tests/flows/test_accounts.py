@@ -118,3 +118,12 @@ def test_a_plan_that_was_taken_from_the_catalog_is_not_silently_replaced(table: 
     Users(table).create_profile(Profile("main", "ada", "legacy", 1, datetime.fromtimestamp(NOON, UTC)))
     with pytest.raises(CatalogError, match="legacy"):
         accounts_on(table, FakeClock()).find(ADA)
+
+
+def test_the_plan_of_an_account_is_the_catalogs_as_payment_and_choice_leave_it(table: CountedTable) -> None:
+    anchor_at = datetime.fromtimestamp(NOON, UTC)
+    Users(table).create_profile(Profile("main", "ada", "pro", 1, anchor_at, overage_cap_cents=100))
+    account = accounts_on(table, FakeClock()).find(ADA)
+    pro = load_catalog("default").plan("pro")
+    assert account.listed_plan == pro
+    assert account.plan == replace(pro, overage_cap_tokens=100 * 10**7 // pro.overage_price_nanousd_per_token)

@@ -29,7 +29,7 @@ MONTHLY = replace(LARGE, id="monthly", period_kind=PeriodKind.ANCHORED_MONTH)
 CENT_NANOUSD = 10_000_000
 
 
-def record(version: int, condition: str = "attribute_not_exists(PK)") -> dict[str, Any]:
+def record(version: int, condition: str = "attribute_not_exists(PK)") -> Any:  # noqa: ANN401  a TransactWriteItem
     """Somebody's own item, to be written together with a change."""
     item = {"PK": {"S": "OTHER"}, "SK": {"S": "OTHER"}, "version": {"N": str(version)}}
     return {"Put": {"TableName": "t", "Item": item, "ConditionExpression": condition}}

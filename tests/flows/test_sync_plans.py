@@ -20,7 +20,7 @@ from tollgate.domain.plans import Billing, Plan, TaxKind
 from tollgate.domain.price_keys import plan_of_price
 from tollgate.domain.selling import Change, Kind
 from tollgate.domain.subscriptions import Interval
-from tollgate.flows.sync_plans import PlansSync, SyncConflictError
+from tollgate.flows.sync_plans import PlansSync, SyncConflictError, SyncUnsettledError
 from tollgate.providers.stripe_admin import StripeAdmin
 
 DEFAULT = load_catalog("default")
@@ -286,23 +286,55 @@ def test_a_run_that_breaks_off_anywhere_is_finished_by_the_next(done: bool) -> N
     changed = catalog(price_cents=3_900, without="enterprise")
     wanted = []
     for sold in (DEFAULT, changed):
-        run(whole, sold)
+        run(whole, sold, url=URL)
         wanted.append(shape(whole))
     writes = len([call for call in whole.requests if not call.startswith("GET")])
 
     for number in range(1, writes + 1):
-        world = new_world()
+        world, secrets = new_world(), list[str]()
         wire = crashing_at(world, number, done=done)
         crashes = 0
         for sold, state in zip((DEFAULT, changed), wanted, strict=True):
             try:
-                PlansSync(sold, admin(world, wire)).run(hand_over=lambda _: None, done=lambda _: None)
+                PlansSync(sold, admin(world, wire), URL).run(hand_over=secrets.append, done=lambda _: None)
             except CrashError:
                 crashes += 1
-                run(world, sold)
+                PlansSync(sold, admin(world), URL).run(hand_over=secrets.append, done=lambda _: None)
             assert shape(world) == state, f"write {number}"
-            assert run(world, sold) == []
+            [endpoint] = api(world).v1.webhook_endpoints.list().data
+            assert world.events.secrets[endpoint.id] in secrets, f"write {number}"
+            assert run(world, sold, url=URL) == []
         assert crashes == 1, f"write {number}"
+
+
+def test_what_nobody_has_approved_is_not_done(world: StripeWorld) -> None:
+    """Between the question and the answer somebody else has changed something."""
+    sync = PlansSync(DEFAULT, admin(world))
+    approved = sync.find_work().changes
+    api(world).v1.products.create({"id": "tollgate_plan_pro", "name": "Pro", "metadata": {"tollgate": "plan"}})
+    before = everything(world)
+
+    with pytest.raises(SyncUnsettledError):
+        sync.run(hand_over=lambda _: None, done=lambda _: None, approved=approved)
+
+    assert everything(world) == before
+
+
+def test_two_runs_at_once_leave_one_price_of_each_kind(world: StripeWorld) -> None:
+    """The second begins when the first has read and made half of it."""
+    overlapped: list[Change] = []
+
+    def done(change: Change) -> None:
+        if change.kind is Kind.PRICE and not overlapped:
+            overlapped.append(change)
+            run(world, catalog(price_cents=3_900))
+
+    PlansSync(DEFAULT, admin(world)).run(hand_over=lambda _: None, done=done)
+
+    assert overlapped
+    assert prices(world)["tollgate_pro_month"]["unit_amount_decimal"] == "2900"
+    assert len(prices(world)) == 5
+    assert run(world) == []
 
 
 def test_the_webhook_is_made_once_and_its_secret_handed_over(world: StripeWorld) -> None:

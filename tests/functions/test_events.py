@@ -284,6 +284,17 @@ def test_the_hourly_run_answers_to_its_own_event(deploy: Callable[[str], Deploym
     assert_rights_suffice(deployment)
 
 
+def test_the_minutely_run_answers_to_its_own_event(deploy: Callable[[str], Deployment]) -> None:
+    deployment = deploy("notices")
+    assert deployment.invoke(event_named("notices-scheduled")) == {
+        "delivered": 0,
+        "put_off": 0,
+        "dead": 0,
+        "complete": True,
+    }
+    assert_rights_suffice(deployment)
+
+
 @pytest.mark.parametrize("name", CLAIMED)
 def test_the_trigger_answers_to_its_events(name: str, deploy: Callable[[str], Deployment]) -> None:
     """Each twice: the second time in a container that is warm."""
@@ -323,7 +334,7 @@ def test_what_its_looks_decide_costs_no_read(name: str, deploy: Callable[[str], 
 
 def test_every_event_has_a_case_and_every_case_an_event() -> None:
     names = {path.stem for path in EVENTS}
-    assert names == CASES.keys() | CLAIMED.keys() | {"usage_reset-scheduled"}
+    assert names == CASES.keys() | CLAIMED.keys() | {"notices-scheduled", "usage_reset-scheduled"}
     assert {function_of(name) for name in names} == functions_of(TEMPLATE).keys()
 
 

@@ -77,6 +77,7 @@ class LedgerCall:
         """The grant, or None after a refusal, which the oracle judges."""
         request, container = self.request, self.container
         stale = False
+        self._meet_change()
         for _ in range(4):
             account = container.account(request.user, fresh=stale)
             key = container.key(account)
@@ -183,9 +184,7 @@ class LedgerCall:
         assert grant is not None
         if world.is_stalled_by_adversary():
             self._sleep(world.stall_seconds())
-        if world.scenario.restless and rng.random() < 0.5:
-            world.change_suddenly(self.request.user)
-            self._sleep(rng.random() * 0.03)
+        self._meet_change()
         outages = self.process.outages
         try:
             settled = self.container.ledger.settle(grant, settlement)
@@ -215,6 +214,12 @@ class LedgerCall:
             call.delivered_tokens,
         )
         return Settlement(charged, off, counts=counts, cost_picousd=cost)
+
+    def _meet_change(self) -> None:
+        """In a restless run the plan often changes just now: the change reads before our write and writes after it."""
+        if self.world.scenario.restless and self.rng.random() < 0.5:
+            self.world.change_suddenly(self.request.user)
+            self._sleep(0.01 + self.rng.random() * 0.02)
 
     def _sleep(self, seconds: float) -> None:
         self.world.hub.sleep(self.process, seconds)

@@ -110,7 +110,7 @@ _ADMISSION = (
         "mine is not None",
         1000,
     ),
-    _flow("give up", "def reserve(", "if attempt.sent_twice:", "if False:", 200),
+    _flow("give up", "def reserve(", "if attempt.sent_twice:", "if False:", 1000),
     _flow(
         "give up, duplicate requests",
         "def _write_reservation(",
@@ -187,7 +187,7 @@ _ENDS = (
         "the flow bounds the charge by the room it read; only a reservation in between makes the difference",
         module=METERS,
     ),
-    _flow("unanswered top-up", "def _end_once(", "reservation = stored", "continue", 8000, first_seed=2690),
+    _flow("unanswered top-up", "def _end_once(", "reservation = stored", "continue", 8000, first_seed=3220),
     Mutant(
         "expiry margin and skew",
         DOMAIN,
@@ -238,25 +238,34 @@ _PLANS = (
         8000,
         "",
         "plan_version = :seen AND settled = :settled",
+        first_seed=90,
     ),
     _condition(
         "resize compare, settled",
         "def _resize(",
         "settled = :settled",
-        4000,
+        8000,
         "",
         "plan_version = :seen AND settled = :settled",
+        first_seed=660,
     ),
     _condition(
-        "resize compare, reserved", "def _resize(", "remaining = :remaining", 4000, "", " AND remaining = :remaining"
+        "resize compare, reserved",
+        "def _resize(",
+        "remaining = :remaining",
+        8000,
+        "",
+        " AND remaining = :remaining",
+        first_seed=480,
     ),
     _flow(
         "downgrade counts what is reserved",
         "def resize(",
         "counts_reserved=wanted < quota",
         "counts_reserved=False",
-        4000,
+        8000,
         module=DOMAIN,
+        first_seed=480,
     ),
     _flow("overage is banked", "def resize(", "beyond = meter.tokens_beyond_quota", "beyond = 0", 400, module=DOMAIN),
     _flow(
@@ -361,7 +370,7 @@ _TOP_UPS = (
         "def top_up(",
         "overage_cap = :cap",
         8000,
-        first_seed=2700,
+        first_seed=2950,
     ),
 )
 

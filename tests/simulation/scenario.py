@@ -108,7 +108,7 @@ class Scenario:
     plan_changes: tuple[PlanChange, ...]
     choices: tuple[OverageChoice, ...]
     restless: bool
-    """Users change plans just when their calls end."""
+    """Users change plans just when their calls begin and end."""
     sweeps_at: tuple[float, ...]
     weights: TokenWeights
     pace_seconds: float

@@ -169,6 +169,80 @@ def test_a_plan_version_that_goes_back_is_reported() -> None:
     assert "stale_plan" in run_with(go_back)
 
 
+def overwrite(world: World, sk: str, expression: str, **values: int) -> None:
+    """An unguarded write of the user's profile, or of any other item of theirs."""
+    request = {
+        "TableName": "tollgate",
+        "Key": {"PK": {"S": some_meter(world)[0]}, "SK": {"S": sk}},
+        "UpdateExpression": expression,
+        "ExpressionAttributeValues": {f":{name}": {"N": str(value)} for name, value in values.items()},
+    }
+    world.table.apply("UpdateItem", request, world.hub.now)
+
+
+@pytest.mark.parametrize("expression", ["SET ov_nanousd = :n", "SET ov_tokens = :n"])
+def test_overage_that_nobody_used_is_reported(expression: str) -> None:
+    assert "overage_money" in run_with(lambda world: write(world, expression, n=1))
+
+
+def test_overage_that_is_forgiven_by_a_larger_quota_is_reported() -> None:
+    def forgive(world: World) -> None:
+        pk, sk = some_meter(world)
+        settled = int((world.table.find(pk, sk) or {})["settled"]["N"])
+        owed = world.oracle.standings.owed[pk, sk]
+        owed.quota = settled - 1  # one token was overage
+        owed.tokens, owed.nanousd = 1, owed.price
+        write(world, "SET written_off = written_off + :n", n=0)
+
+    assert "overage_money" in run_with(forgive)
+
+
+def test_a_profile_that_differs_from_what_was_sold_is_reported() -> None:
+    kinds = run_with(
+        lambda world: overwrite(
+            world, "PROFILE", "SET plan_version = plan_version + :n, anchor_at = anchor_at + :n", n=1
+        )
+    )
+
+    assert "stale_plan" in kinds
+
+
+def test_a_plan_change_that_leaves_the_running_meter_behind_is_reported() -> None:
+    kinds = run_with(lambda world: overwrite(world, "PROFILE", "SET plan_version = plan_version + :n", n=1))
+
+    assert "stale_plan" in kinds
+
+
+def test_a_subscription_whose_record_goes_back_is_reported() -> None:
+    def go_back(world: World) -> None:
+        for serial in (1, 0):
+            world.oracle.standings.sold[some_meter(world)[0]] *= 2
+            overwrite(world, "SUBSCRIBER", "SET serial = :n", n=serial)
+
+    assert "stale_plan" in run_with(go_back)
+
+
+def test_a_call_on_a_meter_that_its_user_has_left_is_reported() -> None:
+    def leave_and_hold(world: World) -> None:
+        world.network.sender = world.hub.processes[0]
+        world.oracle.standings.owed[some_meter(world)].left = True
+        write(world, HOLD, {"#r": "r#late"}, r="1:1900000000:late:1", n=1, one=1)
+
+    assert "stale_plan" in run_with(leave_and_hold)
+
+
+def test_a_second_meter_for_the_same_month_is_reported() -> None:
+    def open_another(world: World) -> None:
+        pk, sk = some_meter(world)
+        item = dict(world.table.find(pk, sk) or {})
+        start = str(int(item["start_at"]["N"]) + 1)
+        other = {name: value for name, value in item.items() if name[1] != "#"}
+        other |= {"SK": {"S": "USAGE#other"}, "start_at": {"N": start}}
+        world.table.apply("PutItem", {"TableName": "tollgate", "Item": other}, world.hub.now)
+
+    assert "no_second_quota" in run_with(open_another)
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [

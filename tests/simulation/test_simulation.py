@@ -37,7 +37,11 @@ REACHED = {
         " top_ups top_up_granted top_up_refused top_up_unanswered slices stopped_for_quota rate_idle rate_busy"
     ),
     "pools": "pool_taken refused_pool",
-    "plans": "meters_created meters_resized meters_carried plan_changes plan_change_raced stale_account",
+    "plans": (
+        "meters_created meters_resized meters_carried meters_left meters_found_again periods_moved plan_changes"
+        " plan_change_raced plan_change_superseded stale_account overage_choices own_caps overage_banked"
+        " downgrades_below_use"
+    ),
     "the relay": (
         "relayed_complete relayed_truncated relayed_upstream_error relayed_deadline relayed_over_quota"
         " relayed_refused records"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -10,16 +13,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import pytest
 
-from tests.support.stack import RunningStack, running_stack
+from tests.support.stack import ROOT, RunningStack, running_stack
 
 pytestmark = pytest.mark.stack
 
 MODEL = "claude-haiku-5-5"
+TRIGGERS = (
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.trial_will_end",
+    "customer.subscription.deleted",
+    "customer.deleted",
+)
+"""The command's other fixtures use what API 2026-10-28.endive no longer takes, or what the product never does."""
 LONG = "tell me " * 500
 """About a thousand tokens: more than the near-quota user has left."""
 
@@ -29,6 +41,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     with running_stack(tmp_path_factory.mktemp("stack")) as running:
         assert until(lambda: running.billing()["open"]), running.billing()
         yield running
+
+
+def stripe_command() -> str | None:
+    """The official CLI, installed by `make test` where there is npm, or on PATH."""
+    own = ROOT / ".dev" / "stripe-cli" / "node_modules" / ".bin" / "stripe"
+    return str(own) if own.is_file() else shutil.which("stripe")
 
 
 def until(true: Callable[[], object], seconds: float = 30) -> bool:
@@ -305,6 +323,34 @@ def test_events_that_come_twice_in_any_order_and_thin_change_nothing(stack: Runn
     assert until(lambda: person.call().status == 200)
     stack.stripe("POST", "deliveries", {"copies": 1, "shuffled": False, "kind": "snapshot"})
     assert person.plan() == "pro"
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_what_stripes_own_command_triggers_reaches_our_function(
+    stack: RunningStack, trigger: str, tmp_path: Path
+) -> None:
+    """Its fixtures belong to nobody of ours, so each event is taken and nothing comes of it."""
+    command = stripe_command()
+    if command is None:
+        pytest.skip("Stripe's command is not installed: make .dev/stripe-cli.stamp")
+    seen = len(stack.stripe("GET", "deliveries")["data"])
+    address = str(stack.description["fake_stripe_url"])
+    done = subprocess.run(
+        [command, "trigger", trigger, "--api-base", address, "--api-key", "sk_test_of_the_command"],
+        env={"HOME": str(tmp_path), "PATH": os.defpath, "STRIPE_CLI_TELEMETRY_OPTOUT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def delivered() -> list[int]:
+        attempts = stack.stripe("GET", "deliveries")["data"][seen:]
+        return [attempt["status"] for attempt in attempts if attempt["type"] == trigger]
+
+    assert until(lambda: 200 in delivered()), delivered()
+    assert set(delivered()) == {200}
 
 
 def test_what_was_bought_is_still_there_after_a_restart(tmp_path_factory: pytest.TempPathFactory) -> None:

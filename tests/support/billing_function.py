@@ -25,13 +25,13 @@ from tests.support.stripe_wire import StripeWire, stripe_wire
 from tests.support.user_pool import CLIENT_ID, ISSUER
 from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.principals import CredentialKind, Principal
+from tollgate.domain.subscriptions import Subscriber
 from tollgate.flows.sync_plans import PlansSync
 from tollgate.providers.stripe_admin import StripeAdmin
 
 if TYPE_CHECKING:
     from types_boto3_ssm.client import SSMClient
 
-ADA, EVE = "ada", "eve"
 SECRET_KEY = "sk_test_of_the_tests"
 RETURN_URL = "https://app.example.com/billing"
 ENVIRONMENT = {
@@ -129,11 +129,19 @@ def contract() -> Contract:
 class BillingFunction:
     """One container of the function, the world behind it, and what people do in between."""
 
-    def __init__(self, table: CountedTable, wire: StripeWire, catalog: Catalog) -> None:
+    def __init__(self, table: CountedTable, wire: StripeWire, catalog: Catalog, number: int = 0) -> None:
         self.table = table
         self.wire = wire
         self.world = wire.world
         self.catalog = catalog
+        self.ada, self.eve = f"ada-{number}", f"eve-{number}"
+        """Two users; who is not named is Ada."""
+
+    def of_new_users(self, number: int) -> BillingFunction:
+        """The same container and the same Stripe, for two users whom nobody knows yet."""
+        self.wire.asked.clear()
+        self.table.calls.clear()
+        return BillingFunction(self.table, self.wire, self.catalog, number)
 
     @property
     def app(self) -> Any:  # noqa: ANN401  the function's module
@@ -145,65 +153,79 @@ class BillingFunction:
         path: str,
         body: object = None,
         *,
-        user: str | None = ADA,
+        user: str | None = "",
         query: dict[str, str] | None = None,
     ) -> Answer:
         changes: dict[str, Any] = {} if body is None else {"body": json.dumps(body)}
         if query:
             changes["queryStringParameters"] = query
             changes["rawQueryString"] = "&".join(f"{name}={value}" for name, value in query.items())
-        event = http_event(method, path, None if user is None else claims_of(user), **changes)
+        event = http_event(method, path, None if user is None else claims_of(user or self.ada), **changes)
         event["headers"]["content-type"] = "application/json"
         answer = self.app.handler(event, CONTEXT)
         headers = {name.lower(): value for name, value in answer["headers"].items()}
         raw = answer.get("body") or ""
         return Answer(answer["statusCode"], headers, json.loads(raw) if raw else None, raw)
 
-    def status(self, user: str = ADA) -> Any:  # noqa: ANN401  any JSON
+    def status(self, user: str = "") -> Any:  # noqa: ANN401  any JSON
         answer = self.ask("GET", "/billing/status", user=user)
         assert answer.status == 200, answer.raw
         return answer.body
 
-    def order(self, plan: str = "pro", interval: str = "month", *, user: str = ADA, **fields: str) -> Answer:
+    def order(self, plan: str = "pro", interval: str = "month", *, user: str = "", **fields: str) -> Answer:
         form = {"plan": plan, "interval": interval, "success_url": f"{RETURN_URL}/done", "cancel_url": RETURN_URL}
         return self.ask("POST", "/billing/checkout", form | fields, user=user)
 
-    def checkout(self, plan: str = "pro", interval: str = "month", *, user: str = ADA, **fields: str) -> str:
+    def checkout(self, plan: str = "pro", interval: str = "month", *, user: str = "", **fields: str) -> str:
         """The id of a checkout that can be paid."""
         answer = self.order(plan, interval, user=user, **fields)
         assert answer.status == 201, answer.raw
         session_id: str = answer.body["id"]
         return session_id
 
-    def subscribe(self, plan: str = "team", interval: str = "month", *, user: str = ADA) -> Any:  # noqa: ANN401
+    def subscribe(self, plan: str = "team", interval: str = "month", *, user: str = "") -> Any:  # noqa: ANN401
         """The status of a user who has bought the plan."""
         self.world.complete_checkout(self.checkout(plan, interval, user=user))
         return self.status(user)
 
-    def change(self, plan: str, interval: str | None = None, *, preview: bool = False, user: str = ADA) -> Answer:
+    def change(self, plan: str, interval: str | None = None, *, preview: bool = False, user: str = "") -> Answer:
         form = {"plan": plan, "preview": preview} | ({} if interval is None else {"interval": interval})
         return self.ask("POST", "/billing/change-plan", form, user=user)
 
-    def sync(self, user: str = ADA) -> Any:  # noqa: ANN401
+    def sync(self, user: str = "") -> Any:  # noqa: ANN401
         """What a webhook would lead to; the status then."""
-        self.app.api.tools.plans._sync.sync("main", user)
+        self.app.api.tools.plans._sync.sync("main", user or self.ada)
         return self.status(user)
 
     def pass_time(self, span: timedelta) -> None:
         """At Stripe; the function's own clock is the real one."""
-        self.world.advance(self.world.now() + span)
+        self.world.advance(self.world.now + span)
 
-    def account(self, user: str = ADA) -> Any:  # noqa: ANN401
-        principal = Principal("main", user, CredentialKind.ACCESS_TOKEN, CLIENT_ID)
+    def account(self, user: str = "") -> Any:  # noqa: ANN401
+        principal = Principal("main", user or self.ada, CredentialKind.ACCESS_TOKEN, CLIENT_ID)
         return self.app.api.tools.accounts.find(principal, fresh=True)
 
-    def subscriptions_alive(self, user: str = ADA) -> list[Any]:
-        """Everybody's who pays for this user, by Stripe's word."""
-        return [
-            one
-            for one in self.world.all("subscription")
-            if one["status"] not in ("canceled", "incomplete_expired") and one["metadata"].get("tollgate_user") == user
-        ]
+    def subscriber(self, user: str = "") -> Subscriber:
+        found: Subscriber = self.app.api.tools.subscriptions.find("main", user or self.ada)
+        return found
+
+    def of_customer(self, kind: str, user: str = "") -> list[Any]:
+        """Stripe's objects of the user's customer, by Stripe's own list."""
+        customers = [one["id"] for one in self.world.all("customer") if self._is_of(one, user or self.ada)]
+        return [one for one in self.world.all(kind) if one["customer"] in customers]
+
+    @staticmethod
+    def _is_of(customer: Any, user: str) -> bool:  # noqa: ANN401
+        return bool(customer["metadata"].get("tollgate_user") == user)
+
+    def subscriptions_alive(self, user: str = "") -> list[Any]:
+        """All that the user pays for, by Stripe's word."""
+        over = ("canceled", "incomplete_expired")
+        return [one for one in self.of_customer("subscription", user) if one["status"] not in over]
+
+    def api(self) -> Any:  # noqa: ANN401  Stripe's own client
+        """For what the seller does in Stripe's dashboard."""
+        return self.app.api.tools.stripe._stripe.client()
 
 
 def stripe_world() -> StripeWorld:

@@ -132,6 +132,13 @@ def _split(argument: Node, template: Mapping[str, Node], parameters: Mapping[str
     return str(resolved(text, template, parameters)).split(separator)
 
 
+def _select(argument: Node, template: Mapping[str, Node], parameters: Mapping[str, str]) -> Node:
+    index, entries = argument
+    found = resolved(entries, template, parameters)
+    # CloudFormation evaluates only the branch that is taken; this reader meets the other one too.
+    return found[int(index)] if int(index) < len(found) else ""
+
+
 def _if(argument: Node, template: Mapping[str, Node], parameters: Mapping[str, str]) -> Node:
     name, then, otherwise = argument
     return resolved(then if condition(name, template, parameters) else otherwise, template, parameters)
@@ -144,6 +151,7 @@ _INTRINSICS = {
     "Fn::Join": _join,
     "Fn::Split": _split,
     "Fn::If": _if,
+    "Fn::Select": _select,
 }
 
 

@@ -105,6 +105,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
             "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
+            "dynamodb:Query",
             "dynamodb:UpdateItem",
         },
         f"{SSM}/anthropic-api-key": {"ssm:GetParameters"},
@@ -122,6 +123,12 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "<Table.Arn>/index/GSI1": {"dynamodb:Query"},
         "<UsageResetDeadLetterQueue.Arn>": {"sqs:SendMessage"},
     },
+    "notices": {
+        "<NoticesLogGroup.Arn>": LOGS,
+        TABLE: {"dynamodb:GetItem", "dynamodb:UpdateItem"},
+        "<Table.Arn>/index/GSI1": {"dynamodb:Query"},
+    },
+    "notices_schedule": {"<NoticesFunction.Arn>": {"lambda:InvokeFunction"}},
     "schedule": {
         "<UsageResetFunction.Arn>": {"lambda:InvokeFunction"},
         "<UsageResetDeadLetterQueue.Arn>": {"sqs:SendMessage"},
@@ -130,7 +137,8 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
 
 
 def role(name: str) -> dict[str, Any]:
-    return ROLES["UsageResetScheduleRole"] if name == "schedule" else role_of(name, TEMPLATE)
+    schedules = {"schedule": "UsageResetScheduleRole", "notices_schedule": "NoticesScheduleRole"}
+    return ROLES[schedules[name]] if name in schedules else role_of(name, TEMPLATE)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -139,7 +147,7 @@ def test_rights_are_exactly_these(name: str) -> None:
 
 
 def test_there_is_no_role_beside_these() -> None:
-    assert len(ROLES) == len(EXPECTED) == len(functions_of(TEMPLATE)) + 1
+    assert len(ROLES) == len(EXPECTED) == len(functions_of(TEMPLATE)) + 2
     assert len({str(role(name)) for name in EXPECTED}) == len(EXPECTED)
 
 
@@ -156,7 +164,7 @@ def test_nothing_is_granted_by_wildcard() -> None:
 def test_roles_are_assumed_by_their_one_service() -> None:
     for name, entry in ROLES.items():
         [trust] = entry["Properties"]["AssumeRolePolicyDocument"]["Statement"]
-        service = "scheduler" if name == "UsageResetScheduleRole" else "lambda"
+        service = "scheduler" if name.endswith("ScheduleRole") else "lambda"
         assert trust["Principal"] == {"Service": f"{service}.amazonaws.com"}
         assert trust["Action"] == "sts:AssumeRole"
 
@@ -168,6 +176,15 @@ def test_parameters_of_other_names_move_the_right_with_them() -> None:
     secrets = {resource for resource, actions in rights.items() if "ssm:GetParameters" in actions}
     prefix = "arn:aws:ssm:us-east-1:111122223333:parameter/shared"
     assert secrets == {f"{prefix}/key", f"{prefix}/pepper"}
+
+
+def test_notices_are_signed_and_mailed_with_rights_that_come_with_the_settings() -> None:
+    rights = rights_of(
+        role("notices"), TEMPLATE, OperatorWebhookUrl="https://hooks.example.com/t", MailFrom="no-reply@example.com"
+    )
+    identity = "arn:aws:ses:us-east-1:111122223333:identity"
+    assert rights[f"{SSM}/operator-webhook-secret"] == {"ssm:GetParameters"}
+    assert rights[f"{identity}/no-reply@example.com"] == rights[f"{identity}/example.com"] == {"ses:SendEmail"}
 
 
 def test_a_key_of_ones_own_may_be_used_through_ssm_only() -> None:

@@ -24,7 +24,8 @@ from dev.stripe_double.resources.items import (
     recurring_price,
 )
 from dev.stripe_double.resources.lines import item_line, proration_line
-from dev.stripe_double.resources.subscriptions import Subscriptions, items_page, live_items, period_of
+from dev.stripe_double.resources.subscriptions import Subscriptions, items_page, period_of
+from dev.stripe_double.resources.terms import live_items
 from dev.stripe_double.store import Store
 
 
@@ -38,6 +39,7 @@ class Change:
     lines: list[Json] = field(default_factory=list)
     resets: bool = False
     """Every period begins again at `at`."""
+    ends_trial: bool = False
     usage_billed: list[str] = field(default_factory=list)
     """Items whose usage before `at` is in `lines`."""
 
@@ -55,13 +57,20 @@ class Changes:
         edits, cleared = self._edits(subscription, params.get("items", []))
         mode = subscription["billing_mode"]["type"]
         check_together([item["price"] for _, item in edits if item is not None], mode)
-        resets = params.get("billing_cycle_anchor", {}).get("type") == "now" or any(
+        on_trial = subscription["status"] == "trialing"
+        ends_trial = on_trial and params.get("trial_end") == "now"
+        moved = params.get("billing_cycle_anchor", {}).get("type") == "now" or any(
             old is not None and new is not None and _pace(old) != _pace(new) and not is_metered(new["price"])
             for old, new in edits
             if old is None or old["current_period_end"] > at
         )
-        change = Change(at, [new for _, new in edits if new is not None], resets=resets)
-        if subscription["status"] != "trialing":
+        # A trial has nothing to give back; its end is the first charge, whole.
+        resets = ends_trial or (moved and not on_trial)
+        change = Change(at, [new for _, new in edits if new is not None], resets=resets, ends_trial=ends_trial)
+        if ends_trial:
+            for item in change.items:
+                self._cost(subscription, change, None, item, prorates=False, cleared=cleared)
+        elif not on_trial:
             prorates = params.get("proration_behavior", "create_prorations") != "none"
             for old, new in edits:
                 self._cost(subscription, change, old, new, prorates=prorates, cleared=cleared)
@@ -159,6 +168,11 @@ class Changes:
         if cost:
             change.lines.append(proration_line(self._store, subscription, item, (change.at, end), cost))
 
+    def _period(self, subscription: Json, item: Json) -> tuple[int, int]:
+        if subscription["status"] == "trialing":
+            return self._store.now, int(subscription["trial_end"])
+        return first_period(item, subscription["billing_cycle_anchor"], self._store.now)
+
     def apply(self, subscription: Json, change: Change) -> Json:
         """Put it in place; answers what was there before, for the event."""
         before = [_before(item) for item in live_items(subscription)]
@@ -167,7 +181,7 @@ class Changes:
             stored = self._store.find(new["id"])
             if stored is None:
                 stored = self._store.put(new)
-                period = first_period(new, subscription["billing_cycle_anchor"], self._store.now)
+                period = self._period(subscription, new)
                 self._subscriptions.set_period(subscription, stored, period)
             else:
                 stored.clear()
@@ -177,6 +191,9 @@ class Changes:
                 self._subscriptions.usage_from[new["id"]] = change.at
         subscription["items"] = items_page(subscription["id"], kept)
         previous: Json = {"items": {"data": before}} if before != [_before(item) for item in kept] else {}
+        if change.ends_trial:
+            previous |= {"status": "trialing", "trial_end": subscription["trial_end"]}
+            subscription.update(status="active", trial_end=self._store.now)
         if change.resets:
             previous["billing_cycle_anchor"] = subscription["billing_cycle_anchor"]
             subscription["billing_cycle_anchor"] = self._store.now

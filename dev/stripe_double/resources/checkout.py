@@ -7,7 +7,7 @@ import re
 from dev.stripe_double.errors import StripeRefusal
 from dev.stripe_double.forms import Json
 from dev.stripe_double.resources.catalog import amount_of, is_metered
-from dev.stripe_double.resources.customers import Customers, live_customer
+from dev.stripe_double.resources.customers import Customers, known_customer, live_customer
 from dev.stripe_double.resources.discounts import Discounts
 from dev.stripe_double.resources.invoices import Invoices
 from dev.stripe_double.resources.payments import DECLINED, OK, REQUIRES_ACTION, Payments
@@ -204,6 +204,7 @@ class Checkout:
         )
 
     def browse(self, params: Json) -> Json:
+        known_customer(self._store, params)
         rows = [
             row
             for row in self._store.all("checkout.session")

@@ -85,5 +85,11 @@ def live_customer(store: Store, identifier: str, param: str = "customer") -> Jso
     return customer
 
 
+def known_customer(store: Store, params: Json) -> None:
+    """A list by customer wants one that exists, or has existed."""
+    if "customer" in params:
+        store.get("customer", params["customer"], "customer")
+
+
 def _tombstone(customer: Json) -> Json:
     return {"id": customer["id"], "object": "customer", "deleted": True}

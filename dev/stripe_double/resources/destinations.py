@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from dev.stripe_double.errors import StripeRefusal, missing
+from dev.stripe_double.errors import StripeRefusal
 from dev.stripe_double.forms import Json
 from dev.stripe_double.routes import Routes
 from dev.stripe_double.store import Store, merge_metadata
@@ -73,7 +73,7 @@ class Destinations:
     def _get(self, identifier: str) -> Json:
         found = self._store.find(identifier)
         if found is None or found["object"] != "v2.core.event_destination":
-            raise missing("v2.core.event_destination", identifier, "id")
+            raise StripeRefusal("Object not found", status=404, code="not_found")
         return found
 
     def browse(self, params: Json) -> Json:

@@ -80,6 +80,7 @@ class Discounts:
             metadata=params.get("metadata") or {},
             promotion={"type": "coupon", "coupon": coupon["id"]},
         )
+        del made["restrictions"]["currency_options"]  # there only when it was given
         made["restrictions"].update(params.get("restrictions", {}))
         self._store.emit("promotion_code.created", self._store.put(made))
         return made

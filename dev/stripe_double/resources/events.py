@@ -143,7 +143,7 @@ class Events:
         for event in self._kept():
             self.thin(event)
         if identifier not in self._thin:
-            raise missing("v2.core.event", identifier, "id")
+            raise StripeRefusal("Object not found", status=404, code="not_found")
         return self._thin[identifier]
 
     def browse_thin(self, params: Json) -> Json:

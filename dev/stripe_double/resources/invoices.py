@@ -9,6 +9,7 @@ from typing import Protocol
 from dev.stripe_double.errors import StripeRefusal
 from dev.stripe_double.forms import Json
 from dev.stripe_double.resources.catalog import amount_of, is_metered, update
+from dev.stripe_double.resources.customers import known_customer
 from dev.stripe_double.resources.discounts import Discounts
 from dev.stripe_double.resources.meters import Meters
 from dev.stripe_double.resources.payments import OK, REQUIRES_ACTION, Payments
@@ -262,6 +263,7 @@ class Invoices:
     # API
 
     def browse(self, params: Json) -> Json:
+        known_customer(self._store, params)
         rows = [
             row
             for row in self._store.all("invoice")

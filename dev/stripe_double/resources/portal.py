@@ -10,7 +10,8 @@ from dev.stripe_double.resources.catalog import is_metered, update
 from dev.stripe_double.resources.customers import live_customer
 from dev.stripe_double.resources.invoices import Invoices
 from dev.stripe_double.resources.payments import Payments
-from dev.stripe_double.resources.subscriptions import ENDED, Subscriptions, live_items
+from dev.stripe_double.resources.subscriptions import ENDED, Subscriptions
+from dev.stripe_double.resources.terms import live_items
 from dev.stripe_double.routes import Routes
 from dev.stripe_double.store import Store
 

@@ -8,7 +8,8 @@ from dev.stripe_double.periods import boundary
 from dev.stripe_double.resources.catalog import is_metered
 from dev.stripe_double.resources.changes import Changes
 from dev.stripe_double.resources.items import check_quantity, check_together, recurring_price
-from dev.stripe_double.resources.subscriptions import ENDED, Subscriptions, live_items
+from dev.stripe_double.resources.subscriptions import ENDED, Subscriptions
+from dev.stripe_double.resources.terms import live_items
 from dev.stripe_double.routes import Routes
 from dev.stripe_double.store import Store, merge_metadata
 
@@ -80,7 +81,11 @@ class Schedules:
             longest["current_period_start"],
             longest["current_period_end"],
             [_phase_item(item["price"], item) for item in items],
-            {"proration_behavior": "create_prorations"},
+            {
+                "discounts": [{"discount": discount} for discount in subscription["discounts"]],
+                "proration_behavior": "create_prorations",
+                "trial_end": subscription["trial_end"] if subscription["status"] == "trialing" else None,
+            },
         )
 
     def browse(self, params: Json) -> Json:
@@ -256,7 +261,9 @@ def _phase(currency: str, start: int, end: int, items: list[Json], given: Json) 
         "default_payment_method": None,
         "default_tax_rates": [],
         "description": given.get("description"),
-        "discounts": [],
+        "discounts": [
+            {"coupon": None, "discount": None, "promotion_code": None, **one} for one in given.get("discounts") or []
+        ],
         "end_date": end,
         "invoice_settings": None,
         "items": items,
@@ -265,7 +272,7 @@ def _phase(currency: str, start: int, end: int, items: list[Json], given: Json) 
         "proration_behavior": given.get("proration_behavior", "create_prorations"),
         "start_date": start,
         "transfer_data": None,
-        "trial_end": None,
+        "trial_end": given.get("trial_end"),
     }
 
 

@@ -20,6 +20,7 @@ from dev.stripe_double.resources.items import (
 from dev.stripe_double.resources.lines import item_line
 from dev.stripe_double.resources.payments import OK, Payments
 from dev.stripe_double.resources.pending import PendingItems
+from dev.stripe_double.resources.terms import cancellation, declined, live_items, trial_end_of
 from dev.stripe_double.store import DAY, HOUR, Store
 
 INCOMPLETE_FOR = 23 * HOUR
@@ -51,7 +52,7 @@ class Subscriptions:
     def start(self, customer: str, items: list[Json], params: Json, *, card: str | None = None) -> Json:
         """A new subscription, its first invoice and the first payment (at once, unless on trial)."""
         subscription = self._blank(live_customer(self._store, customer), items, params)
-        trial_end = _trial_end(params, self._store.now)
+        trial_end = trial_end_of(params, self._store.now)
         behaviour = params.get("payment_behavior", "allow_incomplete")
         prices = [item["price"] for item in subscription["items"]["data"]]
         owing = trial_end is None and any(not is_metered(price) for price in prices)
@@ -242,9 +243,10 @@ class Subscriptions:
 
     def _trial_over(self, subscription: Json, trial_end: int) -> None:
         if subscription["status"] == "trialing" and subscription["trial_end"] == trial_end:
-            self.end_trial(subscription)
+            self._end_trial(subscription)
 
-    def end_trial(self, subscription: Json) -> None:
+    def _end_trial(self, subscription: Json) -> None:
+        self.before_renewal(subscription, self._store.now)
         has_card = subscription["default_payment_method"] or self._payments.has_card(subscription["customer"])
         behaviour = subscription["trial_settings"]["end_behavior"]["missing_payment_method"]
         over = subscription["cancel_at"] is not None and subscription["cancel_at"] <= self._store.now
@@ -338,11 +340,6 @@ class Subscriptions:
                 self.end(subscription)
 
 
-def live_items(subscription: Json) -> list[Json]:
-    items: list[Json] = subscription["items"]["data"]
-    return items
-
-
 def items_page(subscription: str, data: list[Json]) -> Json:
     return {
         "object": "list",
@@ -359,56 +356,3 @@ def period_of(item: Json) -> tuple[int, int]:
 
 def _period_fields(item: Json) -> Json:
     return {key: item[key] for key in ("current_period_start", "current_period_end")}
-
-
-def _trial_end(params: Json, now: int) -> int | None:
-    if "trial_end" in params and "trial_period_days" in params:
-        raise StripeRefusal("You may only specify one of these parameters: trial_end, trial_period_days.")
-    if "trial_period_days" in params:
-        if not 1 <= params["trial_period_days"] <= 730:
-            raise StripeRefusal("The minimum number of trial period days is 1.", param="trial_period_days")
-        return now + int(params["trial_period_days"]) * DAY
-    end = params.get("trial_end", "now")
-    if end == "now":
-        return None
-    if end <= now:
-        raise StripeRefusal("The trial end must be in the future.", param="trial_end")
-    return int(end)
-
-
-def cancellation(subscription: Json, params: Json, now: int) -> Json:
-    """The fields that `cancel_at_period_end` and `cancel_at` change, or none."""
-    if "cancel_at_period_end" in params and "cancel_at" in params:
-        raise StripeRefusal(
-            "You may only specify one of these parameters: cancel_at, cancel_at_period_end.", param="cancel_at"
-        )
-    ends = [item["current_period_end"] for item in live_items(subscription)]
-    if "cancel_at_period_end" in params:
-        wanted = params["cancel_at_period_end"]
-        # With a monthly meter beside an annual plan the paid year is the period that has to end.
-        return {
-            "cancel_at": max(ends) if wanted else None,
-            "cancel_at_period_end": wanted,
-            "canceled_at": now if wanted else None,
-        }
-    if "cancel_at" not in params:
-        return {}
-    given = params["cancel_at"]
-    moment = {"": None, "min_period_end": min(ends), "max_period_end": max(ends)}.get(given, given)
-    if moment is not None and (not isinstance(moment, int) or moment <= now):
-        raise StripeRefusal("`cancel_at` must be a time in the future.", param="cancel_at")
-    return {
-        "cancel_at": moment,
-        "cancel_at_period_end": False,
-        "canceled_at": now if moment is not None else None,
-    }
-
-
-def declined() -> StripeRefusal:
-    return StripeRefusal(
-        "Your card was declined.",
-        status=402,
-        kind="card_error",
-        code="card_declined",
-        decline_code="generic_decline",
-    )

@@ -7,20 +7,15 @@ from dataclasses import dataclass
 
 from dev.stripe_double.errors import StripeRefusal, missing
 from dev.stripe_double.forms import Json
-from dev.stripe_double.resources.catalog import update
+from dev.stripe_double.resources.catalog import is_metered, update
 from dev.stripe_double.resources.changes import Change, Changes
+from dev.stripe_double.resources.customers import known_customer
 from dev.stripe_double.resources.discounts import Discounts
 from dev.stripe_double.resources.invoices import Invoices
 from dev.stripe_double.resources.payments import OK, Payments
 from dev.stripe_double.resources.pending import PendingItems
-from dev.stripe_double.resources.subscriptions import (
-    ENDED,
-    INCOMPLETE_FOR,
-    Subscriptions,
-    cancellation,
-    declined,
-    live_items,
-)
+from dev.stripe_double.resources.subscriptions import ENDED, INCOMPLETE_FOR, Subscriptions
+from dev.stripe_double.resources.terms import cancellation, declined, live_items
 from dev.stripe_double.routes import Routes
 from dev.stripe_double.shapes import page
 from dev.stripe_double.store import Store
@@ -28,6 +23,7 @@ from dev.stripe_double.store import Store
 _PLAIN = ("description", "metadata", "default_payment_method", "days_until_due", "trial_settings", "collection_method")
 _WITH_PENDING = {
     "add_invoice_items",
+    "cancel_at_period_end",
     "billing_cycle_anchor",
     "discounts",
     "expand",
@@ -46,6 +42,7 @@ _WITH_PENDING = {
 class _HeldBack:
     invoice: str
     change: Change
+    ends: Json
 
 
 class Updates:
@@ -96,6 +93,7 @@ class Updates:
         return self._subscriptions.start(params["customer"], params["items"], params)
 
     def browse(self, params: Json) -> Json:
+        known_customer(self._store, params)
         status = params.get("status", "live")
         rows = [
             row
@@ -126,20 +124,19 @@ class Updates:
         ends = cancellation(subscription, params, self._store.now)
         if "discounts" in params:
             self._discounts.check(params["discounts"] or [], subscription["customer"])
-        bills = "items" in params or "billing_cycle_anchor" in params
-        change = self._changes.work_out(subscription, params) if bills else None
         previous: Json = {}
-        if change is not None:
+        if params.keys() & {"items", "billing_cycle_anchor", "trial_end"}:
             # May be refused (402), so it comes before anything else is changed.
-            previous |= self._take(subscription, change, params)
+            change = self._changes.work_out(subscription, params)
+            self._drop(subscription)
+            previous |= self._take(subscription, change, params, ends)
+            ends = {} if subscription["pending_update"] else ends
         previous |= update(subscription, {key: params[key] for key in _PLAIN if key in params})
         previous |= update(subscription, ends)
         previous |= self._other(subscription, params)
         if previous:
             self._store.emit("customer.subscription.updated", subscription, previous)
         self._subscriptions.watch_cancellation(subscription)
-        if params.get("trial_end") == "now" and subscription["status"] == "trialing":
-            self._subscriptions.end_trial(subscription)
         return subscription
 
     def _check(self, subscription: Json, params: Json) -> None:
@@ -168,7 +165,7 @@ class Updates:
                 param="trial_end",
             )
 
-    def _take(self, subscription: Json, change: Change, params: Json) -> Json:
+    def _take(self, subscription: Json, change: Change, params: Json, ends: Json) -> Json:
         """Bill the change and put it in place, as `payment_behavior` and `proration_behavior` say."""
         behaviour = params.get("payment_behavior", "allow_incomplete")
         at_once = change.resets or params.get("proration_behavior") == "always_invoice"
@@ -182,7 +179,7 @@ class Updates:
         if fails and behaviour == "error_if_incomplete":
             raise declined()
         if fails and behaviour == "pending_if_incomplete":
-            return self._hold_back(subscription, change, lines)
+            return self._hold_back(subscription, change, lines, ends)
         previous = self._apply(subscription, change)
         invoice = self._invoices.draw(subscription, "subscription_update", lines, proration_date=change.at)
         self._invoices.bill_now(invoice, attempt=behaviour != "default_incomplete")
@@ -195,22 +192,22 @@ class Updates:
         self.items_changed(subscription)
         return previous
 
-    def _hold_back(self, subscription: Json, change: Change, lines: list[Json]) -> Json:
+    def _hold_back(self, subscription: Json, change: Change, lines: list[Json], ends: Json) -> Json:
         """The change waits for its payment for 23 hours; until then the subscription is as it was."""
         expires_at = self._store.now + INCOMPLETE_FOR
         subscription["pending_update"] = {
             "billing_cycle_anchor": self._store.now if change.resets else None,
-            "cancel_at_period_end": None,
+            "cancel_at_period_end": ends.get("cancel_at_period_end"),
             "discount": None,
             "discounts": None,
             "expires_at": expires_at,
             "metadata": None,
             "subscription_items": change.items,
-            "trial_end": None,
+            "trial_end": self._store.now if change.ends_trial else None,
             "trial_from_plan": None,
         }
         invoice = self._invoices.draw(subscription, "subscription_update", lines, proration_date=change.at)
-        self._held_back[subscription["id"]] = _HeldBack(invoice["id"], change)
+        self._held_back[subscription["id"]] = _HeldBack(invoice["id"], change, ends)
         self._invoices.bill_now(invoice)
         self._store.at(expires_at, lambda: self._let_go(subscription, expires_at))
         return {"pending_update": None, "latest_invoice": invoice["id"]}
@@ -222,20 +219,27 @@ class Updates:
             return
         del self._held_back[subscription["id"]]
         subscription["pending_update"] = None
-        previous = self._apply(subscription, held.change)
+        previous = self._apply(subscription, held.change) | update(subscription, held.ends)
+        self._subscriptions.watch_cancellation(subscription)
         self._store.emit("customer.subscription.pending_update_applied", subscription)
         self._store.emit("customer.subscription.updated", subscription, previous)
 
     def _let_go(self, subscription: Json, expires_at: int) -> None:
         held = subscription["pending_update"]
-        if held is None or held["expires_at"] != expires_at:
+        if held is not None and held["expires_at"] == expires_at:
+            self._drop(subscription)
+            self._store.emit("customer.subscription.updated", subscription)
+
+    def _drop(self, subscription: Json) -> None:
+        """An update that waits is over when its time is, or when another one comes; its invoice is void then."""
+        held = self._held_back.pop(subscription["id"], None)
+        if held is None or subscription["pending_update"] is None:
             return
-        invoice = self._store.get("invoice", self._held_back.pop(subscription["id"]).invoice)
         subscription["pending_update"] = None
+        invoice = self._store.get("invoice", held.invoice)
         if invoice["status"] == "open":
             self._invoices.void(invoice)
         self._store.emit("customer.subscription.pending_update_expired", subscription)
-        self._store.emit("customer.subscription.updated", subscription)
 
     def _other(self, subscription: Json, params: Json) -> Json:
         previous: Json = {}
@@ -279,7 +283,10 @@ class Updates:
         change = self._changes.work_out(subscription, details)
         at_once = change.resets or details.get("proration_behavior") == "always_invoice"
         lines = self._pending.lines(subscription) + change.lines
-        if not at_once:
+        if params.get("preview_mode") == "recurring":
+            # What each period costs: no credits, nothing that is owed once.
+            at_once, lines = False, [line for item in change.items for line in self._recurring(subscription, item)]
+        elif not at_once:
             lines += self._next_lines(subscription, change)
         reason = "subscription_update" if at_once else "upcoming"
         made = self._invoices.compose(subscription, reason, lines)
@@ -289,6 +296,10 @@ class Updates:
         for line in lines:
             line["invoice"] = made["id"]
         return made
+
+    def _recurring(self, subscription: Json, item: Json) -> list[Json]:
+        lines = self._subscriptions.renewal_lines(subscription, [item])
+        return [line for line in lines if not is_metered(item["price"])]
 
     def _next_lines(self, subscription: Json, change: Change) -> list[Json]:
         if subscription["cancel_at_period_end"]:
@@ -318,6 +329,8 @@ class Updates:
         subscription = self._store.get("subscription", identifier, "id")
         if subscription["status"] in ENDED:
             raise missing("subscription", identifier, "id")
+        if params.get("prorate"):
+            raise StripeRefusal("The double does not prorate a cancellation.", status=501, kind="api_error")
         if params.get("invoice_now"):
             now = self._store.now
             usage = self._subscriptions.usage_lines(subscription, live_items(subscription), now)

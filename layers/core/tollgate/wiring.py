@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import botocore.session
 
@@ -66,6 +66,10 @@ from tollgate.storage.subscriptions import Subscriptions
 from tollgate.storage.table import Table, hot_path_client
 from tollgate.storage.users import Users
 from tollgate.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from tollgate.flows.roll_up_usage import UsageRollUps
+    from tollgate.flows.usage_reports import UsageReports
 
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -147,6 +151,7 @@ class UsageTools:
     accounts: Accounts
     meters: Meters
     ledger: Ledger
+    reports: UsageReports
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,8 @@ class ClaudeTools:
     ledger: Ledger
     relay: MessageRelay
     counter: TokenCounter
+    reports: Callable[[], UsageReports]
+    """Made when somebody asks for a report: what makes them is not loaded at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +325,7 @@ def build_usage() -> UsageTools:
         accounts=build_accounts(settings, table, clock),
         meters=meters,
         ledger=Ledger(meters, clock, SystemIds()),
+        reports=build_reports(table, load_catalog(settings.catalog_name), clock),
     )
 
 
@@ -465,6 +473,7 @@ def build_claude() -> ClaudeTools:
             ).note,
         ),
         counter=TokenCounter(upstream, clock),
+        reports=lambda: build_reports(table, catalog, clock),
     )
 
 
@@ -483,6 +492,19 @@ def build_operator_webhook(
     return OperatorWebhook(
         settings.operator_webhook_url, lambda: tuple(secrets_of.value(parameter).split()), settings.stage
     )
+
+
+def build_roll_ups(table: Table, catalog: Catalog, clock: Clock) -> UsageRollUps:
+    from tollgate.flows.roll_up_usage import UsageRollUps  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.storage.rollups import DayRollUps  # noqa: PLC0415
+
+    return UsageRollUps(Requests(table), DayRollUps(table), Meters(table), catalog, clock, SystemIds())
+
+
+def build_reports(table: Table, catalog: Catalog, clock: Clock) -> UsageReports:
+    from tollgate.flows.usage_reports import UsageReports  # noqa: PLC0415  not at the start of the claude function
+
+    return UsageReports(build_roll_ups(table, catalog, clock), Requests(table), Meters(table), catalog, clock)
 
 
 def build_stripe(settings: Settings, secrets_of: Secrets) -> StripeBilling:

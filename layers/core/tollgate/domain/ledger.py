@@ -65,8 +65,8 @@ class Reservation:
 class Meter:
     """One user's usage period as stored; `remaining = quota - settled - reserved` holds after every write.
 
-    What is settled beyond the quota is owed at the meter's price. When the plan changes, that overage is banked: its money
-    is kept aside and the quota grows by its tokens, so that the new plan's price and quota count from there.
+    What is settled beyond the quota is owed at the meter's price. When the plan changes, that overage is banked: its
+    money is kept aside and the quota grows by its tokens, so that the new plan's price and quota count from there.
     """
 
     key: MeterKey
@@ -160,8 +160,8 @@ class Resizing:
 def resize(meter: Meter, account: Account) -> Resizing:
     """The meter on the account's plan: neither makes overage of what was no overage, nor forgives any.
 
-    Overage so far is banked at the old price, unless quota and price stay as they are. A smaller plan's quota ends at what
-    is used and reserved already, as far as the larger plan covered it. The cap counts all overage of the period.
+    Overage so far is banked at the old price, unless quota and price stay as they are. A smaller plan's quota ends at
+    what is used and reserved already, as far as the larger plan covered it. The cap counts all overage of the period.
     """
     plan, price = account.plan, account.plan.overage_price_nanousd_per_token
     tokens, nanousd, quota = meter.banked_tokens, meter.banked_nanousd, meter.quota_tokens

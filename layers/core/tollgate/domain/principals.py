@@ -62,8 +62,8 @@ class Principal:
 class Profile:
     """A user's stored standing: which plan, in which version, since when.
 
-    Every change of what a user may do moves `plan_version`: the plan, the anchor, `trial`, `overage_blocked`, `paid`, the
-    user's own overage cap. Whoever has an older one in hand is refused by the meter and loads the account again.
+    Every change of what a user may do moves `plan_version`: the plan, the anchor, `trial`, `overage_blocked`, `paid`,
+    the user's own overage cap. Whoever has an older one in hand is refused by the meter and loads the account again.
     """
 
     tenant_id: str

@@ -27,8 +27,8 @@ class RowKind(StrEnum):
     EXPIRED = "expired"
     """The call crashed and its reservation was swept: charged by the plan's rule, its tokens are not known."""
     UNBOOKED = "unbooked"
-    """The record is there, but the ledger never took its settlement: tokens and cost are real, the charge is zero, because
-    the sweep's stands in the row of expired ones."""
+    """The record is there, but the ledger never took its settlement: tokens and cost are real, the charge is zero,
+    because the sweep's stands in the row of expired ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Sums:
     over_quota: int = 0
     expired: int = 0
     corrected: int = 0
-    """These seven count calls by outcome. A corrected one was expired, until its owner came late: the owner's record has
-    the charge, and is counted by its own outcome as well."""
+    """These seven count calls by outcome. A corrected one was expired, until its owner came late: the owner's record
+    has the charge, and is counted by its own outcome as well."""
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*map(add, _VALUES(self), _VALUES(other)))
@@ -113,10 +113,11 @@ class Sums:
     @property
     def unexplained_picousd(self) -> int:
         """The part of the cost that is in none of the parts."""
-        return self.cost_picousd - sum(getattr(self, name) for name in COST_PARTS)
+        return self.cost_picousd - sum(self.values[place] for place in _COST_PARTS)
 
 
-_VALUES: Final = attrgetter(*(field.name for field in fields(Sums)))
+_FIELDS: Final = tuple(field.name for field in fields(Sums))
+_VALUES: Final = attrgetter(*_FIELDS)
 COST_PARTS: Final = (
     "input_picousd",
     "output_picousd",
@@ -125,6 +126,7 @@ COST_PARTS: Final = (
     "cache_read_picousd",
     "web_search_picousd",
 )
+_COST_PARTS: Final = tuple(map(_FIELDS.index, COST_PARTS))
 OUTCOMES: Final = ("complete", "truncated", "upstream_error", "deadline", "over_quota", "expired", "corrected")
 
 Rows = dict[RowKey, Sums]

@@ -177,6 +177,7 @@ class SubscriptionSync:
         """Subscriber and entitlements, together or not at all; None when either has moved since it was read."""
         profile = self._users.find_profile(seen.tenant_id, seen.user_id)
         if profile is None or profile.deleted_at is not None:
+            self._end_for_good(decided)
             decided = replace(decided, check_at=None)
             return _written(decided, None) if self._subscriptions.put(decided) else None
         entitlements = self._entitlements(seen, decided, profile)
@@ -192,6 +193,15 @@ class SubscriptionSync:
         except (StaleAccountError, SupersededError):
             return None
         return _written(decided, entitlements)
+
+    def _end_for_good(self, decided: Subscriber) -> None:
+        """Whoever has deleted the account pays no more, also where a checkout was under way at that moment."""
+        subscription = decided.subscription
+        if subscription is None or subscription.status.ended:
+            return
+        self._stripe.cancel_subscription(subscription.id, invoice_now=True)
+        self._journal.measure({"SubscriptionsWithoutAccount": 1, "StripeAlarms": 1})
+        self._journal.event("subscription_without_account", user_id=decided.user_id, subscription_id=subscription.id)
 
     def _entitlements(self, seen: Subscriber, decided: Subscriber, profile: Profile) -> Entitlements:
         if seen.subscription is None and decided.subscription is None:

@@ -1,7 +1,7 @@
 """Deliver the notices that wait: to the operator's address, and by mail to the user.
 
-At least once: an attempt that dies after it was heard is made again, with the same id. Each of the two is told apart, so
-a mail that went out does not go out again because the operator's server is down. After the last attempt a notice is
+At least once: an attempt that dies after it was heard is made again, with the same id. Each of the two is told apart,
+so a mail that went out does not go out again because the operator's server is down. After the last attempt a notice is
 dead: it stays, an alarm rings, and `tollgate notices replay` makes it wait again.
 """
 
@@ -172,7 +172,8 @@ class NoticeDelivery:
 
 
 def _wait(attempts: int) -> timedelta:
-    return min(FIRST_WAIT * 2 ** (attempts - 1), LONGEST_WAIT)
+    doubled: int = 2 ** max(0, attempts - 1)
+    return min(FIRST_WAIT * doubled, LONGEST_WAIT)
 
 
 def _names(taken: StoredNotice) -> dict[str, str]:

@@ -44,7 +44,7 @@ from tollgate.domain.ledger import (
 )
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import ExpiryPolicy, Plan
-from tollgate.domain.principals import Account, KeyLimits, Profile
+from tollgate.domain.principals import Account, KeyLimits
 from tollgate.domain.sources import Clock, IdSource
 from tollgate.domain.subscriptions import Entitlements
 from tollgate.domain.tokens import TokenCounts
@@ -76,7 +76,7 @@ class Ledger:
         self._rates: dict[tuple[MeterKey, str], tuple[int, float]] = {}
         """Of a user (empty text) or one of its keys: the theoretical arrival time last seen, and when."""
         self._caps: dict[MeterKey, tuple[int, int]] = {}
-        """Of meters whose overage cap is not that of the account's plan, because overage was banked: plan version, cap."""
+        """Of meters with another overage cap than the account's plan, because overage was banked: plan version, cap."""
         self._outside_pool: AgingCache[tuple[MeterKey, str], bool] = AgingCache(
             max_entries=RATE_MEMORY_SIZE, max_age_seconds=POOL_MEMORY_SECONDS
         )

@@ -41,7 +41,7 @@ class SyncConflictError(Exception):
 
 
 class SyncUnsettledError(Exception):
-    """Stripe still shows a difference after everything was done: somebody else is changing the same things."""
+    """Somebody else changes the same things: what was approved is not what is to do, or there is no end to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,25 @@ class PlansSync:
         found = self.stripe.read([price.lookup_key for price in shelf.prices], webhooks=bool(shelf.webhooks))
         return work_to_do(shelf, found)
 
-    def run(self, *, hand_over: Callable[[str], None], done: Callable[[Change], None]) -> int:
+    def run(
+        self,
+        *,
+        hand_over: Callable[[str], None],
+        done: Callable[[Change], None],
+        approved: tuple[Change, ...] | None = None,
+    ) -> int:
         """Do it all; how many changes it took. `hand_over` gets each new signing secret, `done` each change made.
 
-        Raises SyncConflictError before the first change, SyncUnsettledError, and what StripeAdmin raises.
+        `approved`: what `find_work` found and somebody said yes to; nothing else is begun with. Raises
+        SyncConflictError before the first change, SyncUnsettledError, and what StripeAdmin raises.
         """
         made = 0
-        for _ in range(MOST_ROUNDS):
+        for number in range(MOST_ROUNDS):
             work = self.find_work()
             if work.conflicts:
                 raise SyncConflictError(work.conflicts)
+            if number == 0 and approved is not None and work.changes != approved:
+                raise SyncUnsettledError
             if not work.changes:
                 return made
             for change in work.changes:
@@ -99,7 +108,7 @@ class PlansSync:
             case WantedProduct() as product:
                 self.stripe.create_product(product)
             case WantedPrice() as price:
-                self.stripe.create_price(price, replaces=change.target_id)
+                self.stripe.create_price(price)
             case WantedMeter() as meter:
                 self.stripe.create_meter(meter)
             case WantedPortal() as portal:

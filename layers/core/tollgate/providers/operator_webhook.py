@@ -1,11 +1,11 @@
 """The operator's address: notices as signed JSON over HTTPS, one POST each.
 
 The address comes from the deployment's own settings and from nowhere else, so nothing that a user writes decides where
-this function connects to. It must be https (this machine excepted), a redirect is not followed, and nothing of the answer
-is read but its status.
+this function connects to. It must be https (this machine excepted), a redirect is not followed, and nothing of the
+answer is read but its status.
 
-The signature is that of Stripe's webhooks under another name: `tollgate-signature: t=<epoch seconds>,v1=<hex>`, where v1
-is HMAC-SHA256 of `<t>.<body>`; one v1 for each secret while they are changed. docs/notices.md shows how to check it.
+The signature is that of Stripe's webhooks under another name: `tollgate-signature: t=<epoch seconds>,v1=<hex>`, where
+v1 is HMAC-SHA256 of `<t>.<body>`; one v1 for each secret while they are changed. docs/notices.md shows how to check it.
 """
 
 from __future__ import annotations

@@ -96,8 +96,11 @@ class StripeAdmin:
     def archive_product(self, product_id: str) -> None:
         self._ask(lambda api: api.v1.products.update(product_id, {"active": False}))
 
-    def create_price(self, wanted: WantedPrice, *, replaces: str | None) -> None:
-        """It takes over the lookup key of the price it replaces. The same twice within a day makes one."""
+    def create_price(self, wanted: WantedPrice) -> None:
+        """It takes over the lookup key; a price that had it is archived by the next round, and so is one made twice.
+
+        So no idempotency key of ours: Stripe would repeat a failure under it for a day.
+        """
         recurring: dict[str, Any] = {"interval": str(wanted.interval), "usage_type": "licensed"}
         if wanted.metered:
             recurring |= {"usage_type": "metered", "meter": wanted.meter_id}
@@ -111,9 +114,7 @@ class StripeAdmin:
             "metadata": dict(wanted.metadata),
             **({"tax_behavior": TAX_BEHAVIOR} if wanted.taxed else {}),
         }
-        # With its amount and what it replaces: back to a former price within a day is another price.
-        key = f"tollgate-price-{wanted.lookup_key}-{wanted.unit_hundredth_cents}-{wanted.meter_id}-{replaces}"
-        self._ask(lambda api: api.v1.prices.create(_any(params), _any({"idempotency_key": key})))
+        self._ask(lambda api: api.v1.prices.create(_any(params)))
 
     def update_price(self, price_id: str, wanted: WantedPrice, *, tax: bool) -> None:
         params = {"active": True, "metadata": dict(wanted.metadata), **({"tax_behavior": TAX_BEHAVIOR} if tax else {})}
@@ -213,8 +214,8 @@ class StripeAdmin:
             return [plain(one) for one in islice(call(client).auto_paging_iter(), MOST_OBJECTS)]
 
 
-def _any(params: Mapping[str, Any]) -> Any:  # noqa: ANN401  the SDK's TypedDicts cannot be built from parts
-    return dict(params)
+def _any(params: Any) -> Any:  # noqa: ANN401  the SDK's TypedDicts cannot be built from parts
+    return params
 
 
 def _price_lister(wanted: Mapping[str, Any]) -> Callable[[stripe.StripeClient], Any]:

@@ -565,8 +565,8 @@ class Meters:
     ) -> Changing:
         """Profile, running meters and the caller's own items, all or none: `account` is what the user becomes.
 
-        `enters`: of the period that runs under it, brought to its plan. `leaves`: of the period that ran until now, when
-        that is another one; it keeps its figures and is closed to whoever still has the old version in hand.
+        `enters`: of the period that runs under it, brought to its plan. `leaves`: of the period that ran until now,
+        when that is another one; it keeps its figures and is closed to whoever still has the old version in hand.
         """
         meters = [self._resize_or_absent(enters, account)]
         if leaves is not None:

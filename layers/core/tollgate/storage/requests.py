@@ -82,8 +82,8 @@ class RequestRecord:
     nonce: str = ""
     """Of the reservation: with its id it names what the ledger did with it, also after its end."""
     booked: bool = True
-    """False: the ledger never answered to the settlement. What it charged stands in the meter or, when the reservation was
-    swept instead, in the expired-reservation record; the charge here is what it would have been."""
+    """False: the ledger never answered to the settlement. What it charged stands in the meter or, when the reservation
+    was swept instead, in the expired-reservation record; the charge here is what it would have been."""
 
 
 @dataclass(frozen=True, slots=True)

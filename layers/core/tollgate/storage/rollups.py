@@ -1,9 +1,9 @@
 """Roll-ups: what each day of a user came to, kept when its request records are gone.
 
-A day is one item (`DAY#2026-11-20`) with its rows as JSON text. A day of so many models and keys that its rows do not fit
-goes on in further items, which belong to one write of the day: they are written first, and count from the moment the
-day's own item names their generation. So a day changes at once or not at all, however large it is. What a writer that
-died or lost the race leaves behind is named by nothing, and read by nobody.
+A day is one item (`DAY#2026-11-20`) with its rows as JSON text. A day of so many models and keys that its rows do not
+fit goes on in further items, which belong to one write of the day: they are written first, and count from the moment
+the day's own item names their generation. So a day changes at once or not at all, however large it is. What a writer
+that died leaves behind is named by nothing, and read by nobody.
 
 `ROLLUPS` holds the instant before which all days of the user are complete.
 """
@@ -128,9 +128,7 @@ class DayRollUps:
     def _drop_parts(self, pk: str, day_sk: str, generation: str) -> None:
         prefix = f"{day_sk}#{generation}#"
         for item in list(self._items(pk, prefix, f"{prefix}~")):
-            self._apply(
-                "delete_item", Key=attributes(PK=pk, SK=item["SK"]), ConditionExpression="attribute_exists(PK)"
-            )
+            self._apply("delete_item", Key=attributes(PK=pk, SK=item["SK"]), ConditionExpression="attribute_exists(PK)")
 
     def _day(self, tenant_id: str, user_id: str, head: dict[str, Any], parts: list[dict[str, Any]]) -> DayRollUp:
         for _ in range(MOST_LOOKS):
