@@ -60,6 +60,7 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
             "email_domain_not_accepted",
             "model_not_in_key",
             "invalid_code",
+            "second_factor_not_begun",
             "invalid_password",
         ),
         "the body is not strict JSON, a field that is priced or bounded is missing or malformed, the plan does not "

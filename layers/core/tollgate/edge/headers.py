@@ -37,7 +37,8 @@ MAX_PASSED_DOWN_BYTES: Final = 8 * 1024
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _QUERY: Final = re.compile(r"[!-~]*")
-_IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,128}")
+IDEMPOTENCY_KEY_PATTERN: Final = r"^[!-~]{1,128}$"
+_IDEMPOTENCY_KEY: Final = re.compile(IDEMPOTENCY_KEY_PATTERN)
 _UNIFIED: Final = "anthropic-ratelimit-unified-"
 WARNING_PERCENTS: Final = (95, 75)
 
