@@ -318,6 +318,7 @@ class _Request:
 def _handler_for(front: CognitoFront) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms for an ACK
 
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated
 
-from aws_lambda_powertools.event_handler.openapi.params import Path, Query
+from aws_lambda_powertools.event_handler.openapi.params import Header, Path, Query
 
 from tollgate.domain.errors import (
     ConflictError,
@@ -37,7 +37,7 @@ from tollgate.edge.api_key_views import (
     new_key_document,
     rotated_key_document,
 )
-from tollgate.edge.headers import idempotency_key_of
+from tollgate.edge.headers import IDEMPOTENCY_KEY_PATTERN
 from tollgate.edge.http_api import HttpApi, refusals
 from tollgate.wiring import ApiKeysTools, build_api_keys
 
@@ -49,6 +49,14 @@ OUTAGES = (StoreUnavailableError, UpstreamUnavailableError)
 
 KeyId = Annotated[str, Path(min_length=1, max_length=64)]
 AfterId = Annotated[str | None, Query(min_length=1, max_length=64, description="Id of the last key already seen.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="idempotency-key",
+        pattern=IDEMPOTENCY_KEY_PATTERN,
+        description="Your own name for this one request. Remembered for 24 hours.",
+    ),
+]
 
 
 # --- Open: it asks the door first
@@ -69,21 +77,17 @@ CREATION = (PermissionDeniedError, NotFoundError, DuplicateRequestError, Idempot
 
 
 @api.post("/api-keys", status_code=HTTPStatus.CREATED, responses=refusals(*CREATION))
-def create_key(form: KeyForm) -> NewKeyDocument:
+def create_key(form: KeyForm, idempotency_key: IdempotencyKey = None) -> NewKeyDocument:
     """Make a key. This answer is the only one that shows it; under one idempotency-key at most one is made."""
     keys, account = api.tools.keys, api.tools.accounts.find(api.caller(), fresh=True)
-    headers = {name.lower(): value for name, value in api.current_event.headers.items()}
-    minted = keys.create(
-        account, key_wish(form, keys), idempotency_key=idempotency_key_of(headers), body_sha256=form.sha256
-    )
+    minted = keys.create(account, key_wish(form, keys), idempotency_key=idempotency_key, body_sha256=form.sha256)
     return new_key_document(minted, api.tools.clock.now_seconds())
 
 
 @api.get("/api-keys", responses=refusals(StoreUnavailableError))
 def list_keys(limit: Annotated[int, Query(ge=1, le=100)] = 20, after_id: AfterId = None) -> KeyPageDocument:
     """Keys, newest first; dead ones stay in the list for 90 days."""
-    keys, has_more = api.tools.keys.page(_owner(), limit, after_id)
-    return key_page_document(keys, has_more=has_more, now_seconds=api.tools.clock.now_seconds())
+    return key_page_document(api.tools.keys.page(_owner(), limit, after_id), api.tools.clock.now_seconds())
 
 
 @api.get("/api-keys/<key_id>", responses=refusals(NotFoundError, StoreUnavailableError))

@@ -63,15 +63,15 @@ OPEN = (*POOL, UpstreamUnavailableError)
 def register(form: RegisterForm) -> AcceptedDocument:
     """Make an account, or mail its code again. The answer is the same for every address."""
     api.tools.door.admit("/auth/register", api.source_ip(), email=form.email)
-    api.tools.sign_up.register(form.email, form.password, form.name)
+    api.tools.sign_up.register(form.email, form.name)
     return AcceptedDocument()
 
 
 @api.post("/auth/confirm", responses=refusals(*OPEN))
 def confirm(form: ConfirmForm) -> ConfirmedDocument:
-    """Open the account with the code that was mailed."""
+    """Open the account with the code that was mailed, under the password sent with it."""
     api.tools.door.admit("/auth/confirm", api.source_ip(), email=form.email)
-    api.tools.sign_up.confirm(form.email, form.code)
+    api.tools.sign_up.confirm(form.email, form.code, form.password)
     return ConfirmedDocument()
 
 
@@ -98,7 +98,9 @@ def login_with_second_factor(form: SecondFactorLoginForm) -> SignedInDocument:
     """The rest of a sign-in: the code of the authenticator app."""
     api.tools.door.admit("/auth/login/mfa", api.source_ip(), email=form.email)
     outcome = api.tools.sign_in.answer_second_factor(form.email, form.session, form.code)
-    api.tools.door.succeeded("/auth/login", api.source_ip(), email=form.email)
+    # The session's owner, whoever the form names: nobody forgets failures at somebody else's mailbox.
+    account = outcome.usage.account
+    api.tools.door.succeeded("/auth/login", api.source_ip(), email=account.profile.email or account.user_id)
     return signed_in_document(outcome)
 
 

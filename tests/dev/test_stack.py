@@ -148,8 +148,9 @@ def test_a_code_is_mailed_and_printed_and_tokens_carry_the_plan(stack: RunningSt
     assert post(stack, "/auth/register", {"email": email, "password": password}) == 202
     [mail] = stack.mails(email)
     assert line_about(stack, "MAIL", email, mail["code"], "/_dev/mail")
-    assert post(stack, "/auth/confirm", {"email": email, "code": f"{(int(mail['code']) + 1) % 1_000_000:06}"}) == 400
-    assert post(stack, "/auth/confirm", {"email": email, "code": mail["code"]}) == 200
+    form = {"email": email, "password": password}
+    assert post(stack, "/auth/confirm", form | {"code": f"{(int(mail['code']) + 1) % 1_000_000:06}"}) == 400
+    assert post(stack, "/auth/confirm", form | {"code": mail["code"]}) == 200
     token = stack.access_token().split(".")[1]
     assert json.loads(base64.urlsafe_b64decode(token + "=="))["plan"] == "pro"
 

@@ -62,6 +62,20 @@ def test_an_operation_tells_every_way_it_can_end(name: str) -> None:
     assert operation["summary"]
 
 
+def test_a_route_that_answers_a_repetition_says_how_it_is_recognised() -> None:
+    """Who does not know the header cannot send it, and makes two keys where one was meant."""
+    told = {
+        name
+        for name, operation in OPERATIONS.items()
+        for parameter in operation.get("parameters", ())
+        if (parameter["in"], parameter["name"]) == ("header", "idempotency-key")
+        and not parameter.get("required")
+        and parameter["description"]
+    }
+    answering = {name for name, operation in OPERATIONS.items() if "idempotency" in str(operation["responses"])}
+    assert told == answering == {"POST /api-keys"}
+
+
 def test_every_reference_leads_somewhere_and_no_schema_is_left_over() -> None:
     text = json.dumps(DOCUMENT)
     for kind in ("schemas", "headers"):

@@ -25,9 +25,10 @@ import pytest
 from tests.support.engines import ExactTable, exact_table
 from tests.support.ledger_world import START, a_plan, an_ask
 from tollgate.catalog.loader import load_catalog
-from tollgate.domain.api_keys import KeyWish
+from tollgate.domain.api_keys import ApiKey, KeyWish
 from tollgate.domain.errors import (
     ConflictError,
+    PermissionDeniedError,
     QuotaExceededError,
     RateLimitedError,
     StaleAccountError,
@@ -352,7 +353,8 @@ def test_as_many_keys_are_made_as_the_plan_allows(table: Table, most: int) -> No
     assert refused.keys() <= {"api_key_limit_reached", "store_unavailable"}
     keys = ApiKeys(table)
     stored = list(keys.list_keys("main", crowd.key.user_id))
-    assert {key.id for key in stored} == keys.places("main", crowd.key.user_id) == {minted.key.id for minted in made}
+    places = keys.places("main", crowd.key.user_id).line_ids
+    assert {key.id for key in stored} == places == {minted.key.id for minted in made}
 
 
 def test_of_many_who_rotate_a_key_one_does_and_a_revocation_excludes_the_rest(table: Table) -> None:
@@ -373,7 +375,38 @@ def test_of_many_who_rotate_a_key_one_does_and_a_revocation_excludes_the_rest(ta
     alive = {key.id for key in keys.list_keys("main", crowd.key.user_id) if key.revoked_at is None}
     assert len(rotated) <= 1
     assert alive == {new.key.id for new in rotated}
-    assert keys.places("main", crowd.key.user_id) == ({minted.key.id} if rotated else set())
+    assert keys.places("main", crowd.key.user_id).line_ids == ({minted.key.id} if rotated else set())
+
+
+def test_places_are_exact_while_keys_are_rotated_revoked_and_made_at_once(table: Table) -> None:
+    """Each rotation ends a key at once, so whoever looks for dead places in between must not take its line for dead."""
+    most, rounds = 3, 12
+    crowd = Crowd(table, a_plan(max_api_keys=most))
+    owner = Principal("main", crowd.key.user_id, CredentialKind.ACCESS_TOKEN, "client")
+    keys = ApiKeys(table)
+
+    def living() -> list[ApiKey]:
+        now = crowd.clock.now_seconds()
+        return [key for key in keys.list_keys("main", crowd.key.user_id) if key.refusal_at(now) is None]
+
+    def rotate(key_id: str) -> None:
+        with suppress(ConflictError, StoreUnavailableError):
+            a_ring(table).rotate(owner, key_id, 0)
+
+    def make() -> None:
+        with suppress(PermissionDeniedError, StoreUnavailableError):
+            a_ring(table).create(crowd.account, KeyWish("k"))
+
+    for number in range(rounds):
+        for _ in range(most):
+            make()
+        alive = living()
+        assert len(alive) == most
+        if number % 2:
+            a_ring(table).revoke(owner, alive[0].id)
+        at_once([*[make] * 4, *[partial(rotate, key.id) for key in alive] * 2])
+        assert len(living()) <= most
+        assert {key.line_id for key in living()} <= keys.places("main", crowd.key.user_id).line_ids
 
 
 # ---- several processes

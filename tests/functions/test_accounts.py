@@ -18,6 +18,7 @@ from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.users import Users
 
 ADA, PASSWORD = "ada@example.com", "correct horse battery"
+STRANGERS = "chosen by a stranger"
 STRANGER = "nobody@example.com"
 WRONG_CODE = "000000"
 CANARY = "canary-person-41c7"
@@ -44,6 +45,10 @@ def log_in(auth: AuthFunction, email: str = ADA, password: str = PASSWORD) -> An
     return auth.send("POST /auth/login", {"email": email, "password": password})
 
 
+def confirm(auth: AuthFunction, code: str, email: str = ADA, password: str = PASSWORD) -> Answer:
+    return auth.send("POST /auth/confirm", {"email": email, "code": code, "password": password})
+
+
 # --- Register and confirm
 
 
@@ -52,7 +57,7 @@ def test_a_new_user_registers_confirms_and_signs_in(auth: AuthFunction, pool: Fa
     registered = auth.send("POST /auth/register", form)
     assert (registered.status, registered.body) == (202, {"status": "accepted"})
     assert auth.table.calls["PutItem"] == 0  # nothing is stored about somebody who has not shown to own the address
-    confirmed = auth.send("POST /auth/confirm", {"email": ADA, "code": pool.code_for(ADA)})
+    confirmed = confirm(auth, pool.code_for(ADA))
     assert (confirmed.status, confirmed.body) == (200, {"status": "confirmed"})
     answer = log_in(auth)
     assert answer.status == 200
@@ -74,14 +79,58 @@ def test_registering_again_sends_another_code_and_the_old_one_ends(auth: AuthFun
     assert answers[0].told() == answers[1].told()
     assert len(pool.members) == 1
     [(_, old), (_, new)] = pool.mail
-    assert auth.send("POST /auth/confirm", {"email": ADA, "code": old}).error_code == "invalid_code"
-    assert auth.send("POST /auth/confirm", {"email": ADA, "code": new}).status == 200
+    assert confirm(auth, old).error_code == "invalid_code"
+    assert confirm(auth, new).status == 200
 
 
-def test_who_registers_an_address_again_does_not_choose_its_password(auth: AuthFunction, pool: FakeCognito) -> None:
-    pool.add(ADA, PASSWORD, confirmed=False)
-    auth.send("POST /auth/register", {"email": ADA, "password": "another password"})
-    assert pool.member(ADA).password == PASSWORD
+@pytest.mark.parametrize("tells_waiting_first", [False, True])
+@pytest.mark.parametrize("order", [(STRANGERS, PASSWORD), (PASSWORD, STRANGERS)], ids=["stranger first", "owner first"])
+def test_whoever_registers_an_address_only_its_owner_gets_in(
+    auth: AuthFunction, pool: FakeCognito, order: tuple[str, str], tells_waiting_first: bool
+) -> None:
+    """The owner reads the newest code and sends it with their own password; the stranger has only ever had theirs."""
+    pool.tells_waiting_first = tells_waiting_first
+    answers = [auth.send("POST /auth/register", {"email": ADA, "password": password}) for password in order]
+    assert answers[0].told() == answers[1].told()
+    assert [log_in(auth, ADA, password).status for password in order] == [401, 401]
+    assert confirm(auth, pool.code_for(ADA)).status == 200
+    assert log_in(auth, ADA, STRANGERS).told() == log_in(auth, STRANGER).told()
+    answer = log_in(auth)
+    assert answer.status == 200
+    assert pool.member(ADA).refresh_tokens == {answer.body["refresh_token"]}
+    assert not pool.member(ADA).second_factor
+
+
+def test_registering_wants_no_password_and_checks_one_that_is_sent(auth: AuthFunction, pool: FakeCognito) -> None:
+    assert auth.send("POST /auth/register", {"email": ADA}).status == 202
+    assert auth.send("POST /auth/register", {"email": ADA, "password": "x" * 11}).status == 400
+    assert log_in(auth, ADA, "x" * 11).status == 401
+    assert pool.operations() == ["SignUp", "InitiateAuth"]
+
+
+@pytest.mark.parametrize("password", [None, "", "x" * 11, "x" * 257])
+def test_confirming_wants_a_password_by_the_rules_before_it_takes_the_code(
+    auth: AuthFunction, pool: FakeCognito, password: str | None
+) -> None:
+    pool.add(ADA, STRANGERS, confirmed=False).code = "654321"
+    form = {"email": ADA, "code": "654321"} | ({} if password is None else {"password": password})
+    assert auth.send("POST /auth/confirm", form).status == 400
+    assert pool.operations() == []
+    assert confirm(auth, "654321").status == 200
+
+
+def test_a_code_whose_password_could_not_be_set_is_told_the_way_on(auth: AuthFunction, pool: FakeCognito) -> None:
+    """Nobody gets in until the owner has chosen a password by mail: not the stranger either."""
+    auth.send("POST /auth/register", {"email": ADA, "password": STRANGERS})
+    pool.faults["AdminSetUserPassword"] = [CognitoError("InternalErrorException")] * 2
+    answer = confirm(auth, pool.code_for(ADA))
+    assert (answer.status, answer.error_code) == (503, "sign_in_unavailable")
+    assert "/auth/password/forgot" in answer.raw
+    assert [log_in(auth, ADA, password).status for password in (STRANGERS, PASSWORD)] == [401, 401]
+    auth.send("POST /auth/password/forgot", {"email": ADA})
+    form = {"email": ADA, "code": pool.code_for(ADA), "password": PASSWORD}
+    assert auth.send("POST /auth/password/reset", form).status == 200
+    assert log_in(auth).status == 200
 
 
 def test_registering_after_the_pool_lost_the_user_makes_a_new_account(auth: AuthFunction, pool: FakeCognito) -> None:
@@ -90,7 +139,7 @@ def test_registering_after_the_pool_lost_the_user_makes_a_new_account(auth: Auth
     assert log_in(auth).status == 200
     del pool.members[old.sub]
     assert auth.send("POST /auth/register", {"email": ADA, "password": PASSWORD}).status == 202
-    assert auth.send("POST /auth/confirm", {"email": ADA, "code": pool.code_for(ADA)}).status == 200
+    assert confirm(auth, pool.code_for(ADA)).status == 200
     answer = log_in(auth)
     assert answer.status == 200
     assert answer.body["user"]["id"] != old.sub
@@ -198,12 +247,14 @@ def test_what_cognito_says_about_one_address_stays_here(
 def test_a_wrong_code_is_refused_the_same_for_everybody(auth: AuthFunction, pool: FakeCognito, route: str) -> None:
     pool.add("confirmed@example.com", PASSWORD)
     pool.add("waiting@example.com", PASSWORD, confirmed=False).code = "654321"
-    answers = []
-    for email in ("confirmed@example.com", "waiting@example.com", STRANGER):
-        form = {"email": email, "code": WRONG_CODE} | ({"password": PASSWORD} if "reset" in route else {})
-        answers.append(auth.send(route, form).told())
-    assert answers[0] == answers[1] == answers[2]
+    answers = [
+        auth.send(route, {"email": email, "code": WRONG_CODE, "password": password}).told()
+        for email in ("confirmed@example.com", "waiting@example.com", STRANGER)
+        for password in (PASSWORD, STRANGERS)
+    ]
+    assert len({json.dumps(answer) for answer in answers}) == 1
     assert answers[0][0] == 400
+    assert "AdminSetUserPassword" not in pool.operations()
 
 
 def test_a_wrong_password_an_unknown_address_and_one_to_reset_are_one_answer(
@@ -217,12 +268,15 @@ def test_a_wrong_password_an_unknown_address_and_one_to_reset_are_one_answer(
     assert (answers[0].status, answers[0].error_code) == (401, "invalid_credentials")
 
 
-def test_only_who_knows_the_password_learns_that_the_address_waits_for_its_code(
-    auth: AuthFunction, pool: FakeCognito
+@pytest.mark.parametrize("tells_waiting_first", [False, True])
+def test_nobody_learns_by_signing_in_that_an_address_waits_for_its_code(
+    auth: AuthFunction, pool: FakeCognito, tells_waiting_first: bool
 ) -> None:
+    pool.tells_waiting_first = tells_waiting_first
     pool.add(ADA, PASSWORD, confirmed=False)
-    assert (log_in(auth).status, log_in(auth).error_code) == (403, "email_not_verified")
-    assert log_in(auth, ADA, "wrong password 1").told() == log_in(auth, STRANGER).told()
+    answers = [log_in(auth), log_in(auth, ADA, "wrong password 1"), log_in(auth, STRANGER)]
+    assert len({json.dumps(answer.told()) for answer in answers}) == 1
+    assert answers[0].status == 401
 
 
 # --- Passwords
@@ -262,8 +316,9 @@ def test_a_password_below_the_rules_is_refused_before_anybody_is_asked(auth: Aut
 
 @pytest.mark.parametrize("code", ["InvalidPasswordException", "PasswordHistoryPolicyViolationException"])
 def test_a_password_that_only_the_pool_refuses_is_told(auth: AuthFunction, pool: FakeCognito, code: str) -> None:
-    pool.faults["SignUp"] = [CognitoError(code)]
-    assert auth.send("POST /auth/register", {"email": ADA, "password": PASSWORD}).error_code == "invalid_password"
+    pool.add(ADA, STRANGERS, confirmed=False).code = "654321"
+    pool.faults["AdminSetUserPassword"] = [CognitoError(code)]
+    assert confirm(auth, "654321").error_code == "invalid_password"
     pool.faults["ConfirmForgotPassword"] = [CognitoError(code)]
     form = {"email": ADA, "code": WRONG_CODE, "password": PASSWORD}
     assert auth.send("POST /auth/password/reset", form).error_code == "invalid_password"
@@ -380,6 +435,13 @@ def test_a_second_factor_counts_only_after_its_first_right_code(auth: AuthFuncti
     form = {"action": "verify", "code": str((int(right) + 1) % 1_000_000).zfill(6)}
     assert auth.send("POST /auth/mfa", form, user=ada.sub, token=token).error_code == "invalid_code"
     assert "access_token" in log_in(auth).body
+
+
+def test_a_second_factor_that_was_not_begun_has_nothing_to_verify(auth: AuthFunction, ada: Member) -> None:
+    token = log_in(auth).body["access_token"]
+    answer = auth.send("POST /auth/mfa", {"action": "verify", "code": WRONG_CODE}, user=ada.sub, token=token)
+    assert (answer.status, answer.error_code) == (400, "second_factor_not_begun")
+    assert "associate" in answer.raw
 
 
 def test_a_second_factor_is_turned_off_with_the_password(auth: AuthFunction, ada: Member, pool: FakeCognito) -> None:
@@ -594,7 +656,7 @@ def test_an_address_may_register_again_after_its_account_was_deleted(
     log_in(auth)
     auth.send("DELETE /auth/me", user=ada.sub)
     auth.send("POST /auth/register", {"email": ADA, "password": PASSWORD})
-    auth.send("POST /auth/confirm", {"email": ADA, "code": pool.code_for(ADA)})
+    confirm(auth, pool.code_for(ADA))
     answer = log_in(auth)
     assert answer.status == 200
     assert answer.body["user"]["id"] != ada.sub
@@ -610,7 +672,7 @@ def test_a_user_whom_the_pool_no_longer_has_is_not_made_anew(auth: AuthFunction,
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST /auth/register", "SignUp", {"email": ADA, "password": PASSWORD}),
-    ("POST /auth/confirm", "ConfirmSignUp", {"email": ADA, "code": WRONG_CODE}),
+    ("POST /auth/confirm", "ConfirmSignUp", {"email": ADA, "code": WRONG_CODE, "password": PASSWORD}),
     ("POST /auth/resend", "ResendConfirmationCode", {"email": ADA}),
     ("POST /auth/login", "InitiateAuth", {"email": ADA, "password": PASSWORD}),
     ("POST /auth/login/mfa", "RespondToAuthChallenge", {"email": ADA, "session": "s" * 36, "code": WRONG_CODE}),
@@ -654,12 +716,14 @@ def test_a_pool_that_cannot_be_reached_is_503(auth: AuthFunction, monkeypatch: p
 
 
 def test_signing_up_and_in_uses_no_right_of_the_function(auth: AuthFunction, pool: FakeCognito, ada: Member) -> None:
-    """Only what names a user by id is signed: see AuthRole in template.yaml."""
+    """Only what names one user, by id or behind a code that was taken, is signed: see AuthRole in template.yaml."""
     for route, _, body in CALLS:
         auth.send(route, body, user=ada.sub, token=pool.tokens.access_token(time.time(), sub=ada.sub))
     log_in(auth)
+    pool.add("new@example.com", STRANGERS, confirmed=False).code = "654321"
+    confirm(auth, "654321", "new@example.com")
     auth.send("DELETE /auth/me", user=ada.sub)
-    assert pool.signed == {"AdminGetUser", "AdminUserGlobalSignOut", "AdminDeleteUser"}
+    assert pool.signed == {"AdminGetUser", "AdminSetUserPassword", "AdminUserGlobalSignOut", "AdminDeleteUser"}
 
 
 # --- The door
@@ -691,6 +755,18 @@ def test_failed_sign_ins_make_wait_and_a_right_one_forgets_them(
     answers = [log_in(auth, ADA, "wrong password 1").status for _ in range(14)]
     assert answers[:4] == [401] * 4
     assert 429 in answers
+
+
+def test_a_second_factor_forgets_failures_at_its_owners_mailbox_whomever_the_form_names(
+    auth: AuthFunction, pool: FakeCognito, ada: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the pool took a session with somebody else's name: else a guesser would buy tries with their own app."""
+    eve = pool.add("eve@example.com", PASSWORD)
+    monkeypatch.setattr(pool, "_RespondToAuthChallenge", lambda _: pool._issue(eve))
+    assert [log_in(auth, ADA, "wrong password 1").status for _ in range(5)] == [401] * 5
+    answer = auth.send("POST /auth/login/mfa", {"email": ADA, "session": "s" * 36, "code": WRONG_CODE})
+    assert answer.body["user"]["email"] == eve.email
+    assert [log_in(auth, ADA, "wrong password 1").status for _ in range(5)] != [401] * 5
 
 
 # --- Nothing of it is written down

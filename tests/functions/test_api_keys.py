@@ -12,13 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import boto3
 import pytest
 
 from tests.support.clocks import FakeClock
 from tests.support.http_events import claims_of, http_event
 from tests.support.lambda_context import LambdaContext
-from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
+from tests.support.moto_table import NAME, REGION, CountedTable, aws_session, moto_table
 from tests.support.user_pool import CLIENT_ID, ISSUER
 from tollgate import catalog
 from tollgate.catalog.loader import load_catalog
@@ -119,7 +118,7 @@ def function(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeysFunction]:
         monkeypatch.setenv(name, value)
     monkeypatch.delitem(sys.modules, "functions.api_keys.app", raising=False)
     with moto_table(monkeypatch) as table:
-        ssm = boto3.client("ssm", region_name=REGION)
+        ssm: Any = aws_session().create_client("ssm", region_name=REGION)
         ssm.put_parameter(Name=ENVIRONMENT["KEY_PEPPER_PARAMETER"], Value=PEPPER, Type="SecureString")
         ssm.close()
         function = KeysFunction(table)
@@ -200,6 +199,15 @@ def test_a_wish_that_cannot_be_met_is_refused_by_name_and_makes_nothing(
     assert answer.status == 400
     assert answer.body["error"]["message"].startswith(f"{field}:"), answer.raw
     assert [item for item in function.table.items() if item["Type"]["S"].startswith("ApiKey")] == []
+
+
+@pytest.mark.parametrize(
+    "sent", ["2030-13-45T00:00:00Z", "2030-01-01T77:00:00Z", "\u0662\u0660\u0663\u0660-01-01T00:00:00Z"]
+)
+def test_an_instant_that_is_none_is_not_repeated(function: KeysFunction, sent: str) -> None:
+    """A refusal says what is wrong, and never what was sent."""
+    answer = function.ask("POST", body={"name": "laptop", "expires_at": sent})
+    assert (answer.status, answer.body["error"]["message"]) == (400, "expires_at: no such instant")
 
 
 def test_a_key_that_ends_in_a_second_is_still_one(function: KeysFunction) -> None:
@@ -299,6 +307,26 @@ def test_under_one_idempotency_key_one_key_is_made(function: KeysFunction) -> No
     assert len(function.ask("GET").body["data"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [("", 400), ("a", 201), ("a,b", 201), ("x" * 128, 201), ("x" * 129, 400), ("two words", 400), ("caf\xe9", 400)],
+)
+def test_an_idempotency_key_is_short_and_plain(function: KeysFunction, sent: str, status: int) -> None:
+    answer = function.ask("POST", body={"name": "ci"}, idempotency_key=sent)
+    assert answer.status == status
+    if status == 400:
+        assert answer.code == "invalid_field"
+        assert answer.body["error"]["message"].startswith("header.idempotency-key:")
+    else:
+        assert function.ask("POST", body={"name": "ci"}, idempotency_key=sent).code == "duplicate_request"
+
+
+def test_idempotency_keys_that_begin_alike_are_two(function: KeysFunction) -> None:
+    """A comma separates nothing here, though it separates the values of other headers."""
+    assert function.ask("POST", body={"name": "ci"}, idempotency_key="order,1").status == 201
+    assert function.ask("POST", body={"name": "ci"}, idempotency_key="order,2").status == 201
+
+
 def test_a_refused_creation_does_not_use_up_its_idempotency_key(function: KeysFunction) -> None:
     function.put_on("free", "vic")
     made = [function.make(user="vic", name=name) for name in ("a", "b")]
@@ -326,6 +354,18 @@ def test_keys_are_listed_newest_first_and_page_by_page(function: KeysFunction) -
             break
     assert seen == sorted(made, reverse=True)
     assert len(seen) == 5
+
+
+def test_a_page_without_a_living_key_says_where_the_next_one_begins(function: KeysFunction) -> None:
+    """The table forgets dead keys after 90 days, and now and then a key before its entry in the list."""
+    made = [function.make(name=f"key {number}") for number in range(4)]
+    for each in sorted(made, key=lambda key: str(key["id"]))[1:]:
+        function.table.client.delete_item(TableName=NAME, Key=key_item(function, each["key"]))
+    first = function.ask("GET", query={"limit": "2"}).body
+    assert (first["data"], first["has_more"]) == ([], True)
+    second = function.ask("GET", query={"limit": "2", "after_id": first["last_id"]}).body
+    assert [key["id"] for key in second["data"]] == [min(key["id"] for key in made)]
+    assert not second["has_more"]
 
 
 @pytest.mark.parametrize(("limit", "status"), [("0", 400), ("1", 200), ("100", 200), ("101", 400), ("x", 400)])
@@ -442,6 +482,13 @@ def test_whoever_finds_a_key_can_end_it_and_learns_nothing(function: KeysFunctio
     texts = (made["key"], unknown, made["key"], made["key"][:-1] + "!", "sk-ant-something", "x")
     answers = [function.ask("POST", "/api-keys/report", {"key": text}, user=None) for text in texts]
     assert {(answer.status, answer.raw) for answer in answers} == {(202, '{"status":"received"}')}
+    assert function.refusal_of(made["key"]) == "revoked"
+
+
+@pytest.mark.parametrize("around", ["{}\n", "\r\n{}", "\t {} "])
+def test_a_reported_key_is_ended_with_the_white_space_it_was_copied_with(function: KeysFunction, around: str) -> None:
+    made = function.make()
+    assert function.ask("POST", "/api-keys/report", {"key": around.format(made["key"])}, user=None).status == 202
     assert function.refusal_of(made["key"]) == "revoked"
 
 

@@ -67,7 +67,7 @@ CASES = {
     "auth-login": Case(200, has=('"access_token"', '"refresh_token"', '"free"', '"remaining"')),
     "auth-login-mfa-wrong-code": Case(400, "invalid_code"),
     "auth-login-second-factor": Case(200, has=('"SOFTWARE_TOKEN_MFA"', '"session"')),
-    "auth-login-unconfirmed": Case(403, "email_not_verified"),
+    "auth-login-unconfirmed": Case(401, "invalid_credentials"),
     "auth-login-wrong-password": Case(401, "invalid_credentials"),
     "auth-logout": Case(204),
     "auth-logout-everywhere": Case(204),
@@ -176,6 +176,7 @@ def pool() -> Iterator[FakeCognito]:
         password = "correct horse battery"
         ada = pool.add("ada@example.com", password, sub="b4c8e4a8-7011-70f2-9d3e-5c1f0a2b3c4d")
         ada.reset_code = "123456"
+        ada.secret = "JBSWY3DPEHPK3PXP"
         ada.refresh_tokens.add("refresh.of.ada")
         pool.bearers["eyJ0.eyJ0.c2ln"] = ada.sub
         pool.add("waiting@example.com", password, confirmed=False).code = "123456"

@@ -16,7 +16,7 @@ ADA, PASSWORD = "ada@example.com", "correct horse battery"
 REQUESTS = 300
 BODIES: dict[str, dict[str, str]] = {
     "/auth/register": {"email": ADA, "password": PASSWORD},
-    "/auth/confirm": {"email": ADA, "code": "123456"},
+    "/auth/confirm": {"email": ADA, "code": "123456", "password": PASSWORD},
     "/auth/resend": {"email": ADA},
     "/auth/login": {"email": ADA, "password": "wrong horse battery"},
     "/auth/login/mfa": {"email": ADA, "session": "s" * 40, "code": "123456"},

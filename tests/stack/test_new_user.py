@@ -18,6 +18,7 @@ from tests.support.stack import RunningStack, running_stack
 pytestmark = pytest.mark.stack
 
 EMAIL = "ada@example.com"
+STRANGERS_PASSWORD = "chosen-Before-1842"
 PASSWORD = "analytical-Engine-1843"
 MODEL = "claude-haiku-5-5"
 OVERLAP_SECONDS = 5
@@ -103,17 +104,21 @@ def test_a_new_user_from_registration_to_deletion(stack: RunningStack) -> None:
 
 
 def _gets_in(person: Person) -> dict[str, Any]:
-    """Registers, confirms and signs in; what the sign-in answered."""
+    """Registers, confirms and signs in, where a stranger was first; what the sign-in answered."""
     form = {"email": EMAIL, "password": PASSWORD}
-    assert person.ask("POST", "/auth/login", form).status == 401
+    stranger = {"email": EMAIL, "password": STRANGERS_PASSWORD}
+    assert person.ask("POST", "/auth/register", stranger).status == 202
+    refused = person.ask("POST", "/auth/login", form)
+    assert refused.status == 401
     assert person.ask("POST", "/auth/register", form).status == 202
-    assert person.ask("POST", "/auth/login", form).status in (401, 403)
+    assert person.ask("POST", "/auth/login", form).body["error"] == refused.body["error"]
     code = person.newest_code()
     assert f"Your confirmation code is {code}" in person.stack.output()
-    wrong = person.ask("POST", "/auth/confirm", {"email": EMAIL, "code": f"{(int(code) + 1) % 1_000_000:06}"})
+    wrong = person.ask("POST", "/auth/confirm", form | {"code": f"{(int(code) + 1) % 1_000_000:06}"})
     assert (wrong.status, wrong.code) == (400, "invalid_code")
-    assert person.ask("POST", "/auth/login", form).status in (401, 403)
-    assert person.ask("POST", "/auth/confirm", {"email": EMAIL, "code": code}).status == 200
+    assert person.ask("POST", "/auth/login", form).status == 401
+    assert person.ask("POST", "/auth/confirm", form | {"code": code}).status == 200
+    assert person.ask("POST", "/auth/login", stranger).status == 401
     signed_in = person.ask("POST", "/auth/login", form)
     assert signed_in.status == 200
     assert signed_in.body["plan"]["id"] == "free"

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import botocore.session
@@ -16,7 +15,7 @@ import pytest
 
 from tests.support.http_events import claims_of, http_event
 from tests.support.lambda_context import LambdaContext
-from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
+from tests.support.moto_table import NAME, REGION, CountedTable, aws_session, moto_table
 from tests.support.user_pool import CLIENT_ID, ISSUER
 
 if TYPE_CHECKING:
@@ -87,19 +86,13 @@ class AuthFunction:
         return json.dumps(self.table.items())
 
 
-@cache
-def _session() -> botocore.session.Session:
-    """One for all tests: reading AWS's service descriptions takes longer than a test. Settings are read at each use."""
-    return botocore.session.get_session()
-
-
 @contextmanager
 def auth_function(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Iterator[AuthFunction]:
     """`environ`: settings beside ENVIRONMENT, or instead of them."""
     with moto_table(monkeypatch) as table:
         for name, value in (ENVIRONMENT | environ).items():
             monkeypatch.setenv(name, value)
-        session = _session()
+        session = aws_session()
         monkeypatch.setattr(botocore.session, "get_session", lambda: session)
         ssm = cast("SSMClient", session.create_client("ssm", region_name=REGION))
         ssm.put_parameter(Name=PEPPER_PARAMETER, Value="pepper-of-a-test", Type="SecureString")

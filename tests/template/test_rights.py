@@ -41,6 +41,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "<UserPool.Arn>": {
             "cognito-idp:AdminDeleteUser",
             "cognito-idp:AdminGetUser",
+            "cognito-idp:AdminSetUserPassword",
             "cognito-idp:AdminUserGlobalSignOut",
         },
         f"{SSM}/key-pepper": {"ssm:GetParameters"},

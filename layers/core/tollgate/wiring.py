@@ -259,7 +259,7 @@ def build_auth() -> AuthTools:
         telemetry=telemetry,
         client_ids=settings.cognito_client_ids,
         door=build_doorkeeper(settings, table, secrets_of, clock),
-        sign_up=SignUp(pool, clock, telemetry.report),
+        sign_up=SignUp(pool, clock, SystemIds(), telemetry.report),
         sign_in=SignIn(
             pool,
             accounts,

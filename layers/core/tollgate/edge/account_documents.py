@@ -57,8 +57,12 @@ TimeZone = Annotated[
 
 
 class RegisterForm(RequestDocument):
+    """The password that counts is sent to /auth/confirm, with the code."""
+
     email: Email
-    password: NewPassword
+    password: Annotated[
+        NewPassword | None, Field(description="Checked by the rules, so that a form can tell at once; not kept.")
+    ] = None
     name: DisplayName | None = None
 
 
@@ -67,8 +71,11 @@ class EmailForm(RequestDocument):
 
 
 class ConfirmForm(RequestDocument):
+    """Whoever has the code chooses the password: it replaces whatever was set before."""
+
     email: Email
     code: Code
+    password: NewPassword
 
 
 class ResetForm(RequestDocument):

@@ -19,8 +19,11 @@ _PLAIN_TEXT: Final = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 
 
 def _instant(text: str) -> str:
-    """2026-02-30 has the form of a day and is none."""
-    datetime.fromisoformat(text)
+    """2026-02-30 has the form of a day and is none. Python's own words would repeat what was sent."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("no such instant") from None
     return text
 
 
@@ -148,7 +151,7 @@ class RotatedKeyDocument(NewKeyDocument):
 
 
 class KeyPageDocument(AnswerDocument):
-    """Keys, newest first. When there are more, ask again with `after_id` set to `last_id`."""
+    """Keys, newest first. When `has_more`, ask again with `after_id` set to `last_id`, however few are here."""
 
     data: list[KeyDocument]
     has_more: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tollgate.edge.errors import rfc3339
 
 if TYPE_CHECKING:
     from tollgate.flows.api_keys import KeyRing, MintedKey
+    from tollgate.storage.api_keys import KeyPage
 
 _MODES = {"live": KeyMode.LIVE, "test": KeyMode.TEST}
 _NAMES = {mode: name for name, mode in _MODES.items()}
@@ -69,9 +69,9 @@ def rotated_key_document(minted: MintedKey, old: ApiKey, now_seconds: float) -> 
     return RotatedKeyDocument.model_validate(_view(minted.key, now_seconds) | replaces)
 
 
-def key_page_document(keys: Sequence[ApiKey], *, has_more: bool, now_seconds: float) -> KeyPageDocument:
-    documents = [key_document(key, now_seconds) for key in keys]
-    return KeyPageDocument(data=documents, has_more=has_more, last_id=keys[-1].id if keys else None)
+def key_page_document(page: KeyPage, now_seconds: float) -> KeyPageDocument:
+    documents = [key_document(key, now_seconds) for key in page.keys]
+    return KeyPageDocument(data=documents, has_more=page.has_more, last_id=page.last_id)
 
 
 def _view(key: ApiKey, now_seconds: float) -> dict[str, object]:

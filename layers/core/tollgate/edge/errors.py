@@ -60,6 +60,7 @@ ERROR_TABLE: tuple[ErrorRow, ...] = (
             "email_domain_not_accepted",
             "model_not_in_key",
             "invalid_code",
+            "second_factor_not_begun",
             "invalid_password",
             "plan_not_sold",
             "return_url_not_allowed",

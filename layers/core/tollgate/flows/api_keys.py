@@ -39,7 +39,7 @@ from tollgate.domain.sources import Clock, IdSource
 
 if TYPE_CHECKING:
     from tollgate.catalog.loader import Catalog
-    from tollgate.storage.api_keys import ApiKeys, Creation
+    from tollgate.storage.api_keys import ApiKeys, Creation, KeyPage
     from tollgate.storage.meters import Meters
 
 MAX_ROUNDS: Final = 10
@@ -92,7 +92,6 @@ class KeyRing:
         """
         self._check(account, wish)
         minted = self._mint(account.tenant_id, account.user_id, wish)
-        freed = False
         for round_number in range(MAX_ROUNDS):
             creation = self._api_keys.create_key(
                 minted.key,
@@ -105,12 +104,10 @@ class KeyRing:
             _refuse_repetition(creation, body_sha256)
             if creation.no_account:
                 raise NotFoundError("There is no such account any more.")
-            if creation.full:
-                if freed or not self._free_dead_places(account):
-                    _refuse_more_keys(account)
-                freed = True
-                continue
-            self._wait(round_number)
+            if not creation.full:
+                self._wait(round_number)
+            elif not self._free_dead_places(account):
+                _refuse_more_keys(account)
         raise StoreUnavailableError("Too many keys of this account are being made at the same moment. Try again.")
 
     def _check(self, account: Account, wish: KeyWish) -> None:
@@ -140,17 +137,21 @@ class KeyRing:
             )
 
     def _free_dead_places(self, account: Account) -> bool:
-        """Take out of the count what can never be used again; whether that was anything."""
+        """Take out of the count what can never be used again; whether another try helps."""
         now = self._clock.now_seconds()
-        # Before the keys are read: one made meanwhile is in neither list, and stays in the count.
-        places = self._api_keys.places(account.tenant_id, account.user_id)
-        living = {
-            key.line_id
-            for key in self._api_keys.list_keys(account.tenant_id, account.user_id)
-            if key.refusal_at(now) is None  # also one that was replaced and is accepted still
-        }
-        self._api_keys.free_places(account.tenant_id, account.user_id, places - living)
-        return bool(places - living)
+        # Before the keys are read: one made meanwhile is in neither list, and stays in the count. One rotated
+        # meanwhile may be seen dead without its successor being seen at all, so then nothing is freed.
+        seen = self._api_keys.places(account.tenant_id, account.user_id)
+        dead = set(seen.line_ids)
+        if len(dead) < account.plan.max_api_keys:
+            return True  # somebody gave a place back meanwhile
+        for key in self._api_keys.list_keys(account.tenant_id, account.user_id):
+            if key.refusal_at(now) is None:  # also one that was replaced and is accepted still
+                dead.discard(key.line_id)
+            if not dead:
+                return False
+        self._api_keys.free_places(account.tenant_id, account.user_id, dead, seen=seen)
+        return True
 
     def _mint(self, tenant_id: str, user_id: str, wish: KeyWish, *, first_id: str = "") -> MintedKey:
         now = int(self._clock.now_seconds())
@@ -191,8 +192,8 @@ class KeyRing:
             raise NotFoundError("There is no such API key.")
         return key
 
-    def page(self, principal: Principal, limit: int, after_id: str | None) -> tuple[list[ApiKey], bool]:
-        """Up to `limit` of the caller's keys, newest first, beginning after one; and whether there are more."""
+    def page(self, principal: Principal, limit: int, after_id: str | None) -> KeyPage:
+        """Up to `limit` of the caller's keys, newest first, beginning after one."""
         return self._api_keys.list_page(principal.tenant_id, principal.user_id, most=limit, after_id=after_id)
 
     def change(self, account: Account, principal: Principal, key_id: str, change: Callable[[ApiKey], ApiKey]) -> ApiKey:
@@ -201,16 +202,17 @@ class KeyRing:
         Raises NotFoundError, ConflictError when the key is dead or was replaced, PermissionDeniedError when it would
         get its first limits and too many keys with limits are counted already.
         """
-        key = self.find(principal, key_id)
-        self._refuse_inactive(key)
-        wanted = change(key)
-        if key.limits is None and wanted.limits is not None:
-            self._refuse_too_many_counted(account, self._clock.now_seconds())
-        changed = self._api_keys.change_key(wanted)
-        if changed is None:
-            self._refuse_inactive(self.find(principal, key_id))
-            raise StoreUnavailableError("The key is being changed. Try again.")
-        return changed
+        for round_number in range(MAX_ROUNDS):
+            key = self.find(principal, key_id)
+            self._refuse_inactive(key)
+            wanted = change(key)
+            if key.limits is None and wanted.limits is not None:
+                self._refuse_too_many_counted(account, self._clock.now_seconds())
+            changed = self._api_keys.change_key(key, wanted)
+            if changed is not None:
+                return changed
+            self._wait(round_number)
+        raise StoreUnavailableError("The key is being changed. Try again.")
 
     def rotate(self, principal: Principal, key_id: str, overlap_seconds: int) -> tuple[MintedKey, ApiKey]:
         """A new key in the place of this one: same limits, same budget, same end; and the old one, with its new end.
@@ -234,8 +236,11 @@ class KeyRing:
             )
             minted = self._mint(old.tenant_id, old.user_id, wish, first_id=old.line_id)
             end = overlap_end(old, now, overlap_seconds)
-            if self._api_keys.rotate_key(old, minted.key, end):
+            rotation = self._api_keys.rotate_key(old, minted.key, end)
+            if rotation.applied:
                 return minted, replace(old, expires_at=end, replaced_by=minted.key.id)
+            if rotation.no_account:
+                raise NotFoundError("There is no such account any more.")
             self._wait(round_number)
         raise StoreUnavailableError("The key is being changed. Try again.")
 
@@ -245,7 +250,11 @@ class KeyRing:
         self._api_keys.revoke_key(key.key_hash, self._now())
 
     def report(self, text: str) -> bool:
-        """End a key that somebody found, by its full text. Whether it was one is for our own log only."""
+        """End a key that somebody found, by its full text. Whether it was one is for our own log only.
+
+        White space around it is not the key's: who copied the end of a line, too, would be told that all is well.
+        """
+        text = text.strip()
         return is_well_formed(text) and self._api_keys.revoke_key(hash_api_key(text, self._pepper()), self._now())
 
     # ---- helpers

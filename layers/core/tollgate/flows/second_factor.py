@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from tollgate.domain.errors import AuthenticationError, PermissionDeniedError
+from tollgate.domain.errors import AuthenticationError, InvalidRequestError, PermissionDeniedError
 from tollgate.providers.cognito_users import PoolRefusalError, Refusal, Tokens, UserPool, wrong_code
 
 if TYPE_CHECKING:
@@ -64,4 +64,8 @@ def _refused(refusal: PoolRefusalError) -> Exception:
     if refusal.reason is Refusal.NOT_AUTHORIZED:
         # Signed out everywhere, or by the sign-in page without the scope aws.cognito.signin.user.admin.
         return AuthenticationError("This sign-in may not change the second factor. Sign in again.")
+    if refusal.reason is Refusal.NO_SECRET:
+        return InvalidRequestError(
+            "There is no secret to verify: send action associate first.", error_code="second_factor_not_begun"
+        )
     return wrong_code()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from tollgate.domain.errors import (
     AuthenticationError,
-    PermissionDeniedError,
     RateLimitedError,
     SignInUnavailableError,
 )
@@ -76,18 +75,14 @@ class SignIn:
         self._client_id = client_id
 
     def sign_in(self, email: str, password: str) -> SignedIn | Challenge:
-        """By password. Raises AuthenticationError, and PermissionDeniedError for an address without its confirmation.
+        """By password. Raises AuthenticationError; PermissionDeniedError where the operator's invitation still waits.
 
-        Cognito looks at the password before it tells that the address is unconfirmed, so only its owner is told.
+        An address that waits for its code is refused like any other: Cognito is known to tell so whatever the password
+        is, and then the answer would tell strangers who has registered.
         """
         try:
             outcome = self._pool.sign_in(normal_email(email), password)
         except PoolRefusalError as refusal:
-            if refusal.reason is Refusal.NOT_CONFIRMED:
-                raise PermissionDeniedError(
-                    "The e-mail address has not been confirmed: send its code to /auth/confirm.",
-                    error_code="email_not_verified",
-                ) from refusal
             raise wrong_credentials() from refusal
         return outcome if isinstance(outcome, Challenge) else self._welcome(outcome)
 

@@ -2,7 +2,8 @@
 
 Passwords go to Cognito by USER_PASSWORD_AUTH and not by the administrator's flow: those operations take no AWS
 signature, so the function that everybody can call needs no right on the pool to sign people in, and every engine that
-speaks Cognito knows them. What needs a right (find, sign out, delete by id) works on the caller's own id only.
+speaks Cognito knows them. What needs a right works on one person only: on the caller's own id (find, sign out, delete),
+or on the address whose mailed code came with the request (set the password, sign out).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Refusal(StrEnum):
     WRONG_CODE = "CodeMismatchException"
     OLD_CODE = "ExpiredCodeException"
     NO_SECOND_FACTOR = "EnableSoftwareTokenMFAException"
+    NO_SECRET = "SoftwareTokenMFANotFoundException"  # noqa: S105  the name of an error
     ALIAS_TAKEN = "AliasExistsException"
     BAD_PASSWORD = "InvalidPasswordException"  # noqa: S105  the name of an error
     USED_PASSWORD = "PasswordHistoryPolicyViolationException"  # noqa: S105  the name of an error
@@ -157,6 +159,14 @@ class UserPool:
         """Take the mailed code: the address is its owner's."""
         with _refusals():
             self._client.confirm_sign_up(ClientId=self._client_id, Username=email, ConfirmationCode=code)
+
+    def set_password(self, email: str, password: str) -> None:
+        """Whatever the password was before, from now on it is this one. It also confirms, without any code: so only
+        for somebody who has just been confirmed."""
+        with _refusals():
+            self._client.admin_set_user_password(
+                UserPoolId=self._pool_id, Username=email, Password=password, Permanent=True
+            )
 
     def forget_password(self, email: str) -> None:
         """Mail a code that allows a new password."""
@@ -324,8 +334,11 @@ def _translated(error: ClientError) -> Exception:
 
 
 def wrong_credentials() -> TollgateError:
-    """One answer for an unknown address, a wrong password and one that must be reset: it tells nobody who exists."""
-    return AuthenticationError("The e-mail address or the password is wrong, or the password has to be reset.")
+    """One answer for an unknown address, one that waits for its code, a wrong password and one that must be reset: it
+    tells nobody who exists."""
+    return AuthenticationError(
+        "The e-mail address or the password is wrong, the address is not confirmed, or the password has to be reset."
+    )
 
 
 def wrong_code() -> TollgateError:

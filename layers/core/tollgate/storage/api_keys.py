@@ -4,10 +4,12 @@ Three kinds of items, written together:
 - the key, PK `KEY#<hash>`: all that a call needs to know;
 - its entry, PK `TENANT#<t>#USER#<u>`, SK `APIKEY#<id>`: which hash, and when it was last used. Ids sort by creation;
 - the user's places, SK `APIKEYS`: the set of keys that count against the plan. It is a set and not a number, because
-  taking a key out twice is harmless: nobody has to remember who gave back what.
+  taking a key out twice is harmless: nobody has to remember who gave back what. Beside it the number of rotations:
+  each keeps a line alive that may have looked dead, so whoever frees places says how many there were at the time.
 
 The key's own end is stored as `key_expires_at`, because the table's TTL deletes items by `expires_at`: an expired key
-must still be found to be told apart from an unknown one. Keys go KEPT_SECONDS after their end.
+must still be found to be told apart from an unknown one. Keys go KEPT_SECONDS after their end; TTL takes a key and its
+entry days apart and in any order, so an entry may be there without its key.
 """
 
 from __future__ import annotations
@@ -59,8 +61,27 @@ class KeyMarker:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyPage:
+    """A part of a user's keys, newest first."""
+
+    keys: list[ApiKey]
+    last_id: str | None
+    """Where the next page begins: of the last entry, also when its key is gone. None: there was no entry."""
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What counts against a user's plan, as it was read."""
+
+    line_ids: frozenset[str] = frozenset()
+    rotations: int = 0
+    """How often any of the user's keys had been rotated."""
+
+
+@dataclass(frozen=True, slots=True)
 class Creation:
-    """The answer to one attempt to store a new key. None of them set: others were writing, try again."""
+    """The answer to one attempt to store a new key. None of them set: others were writing, look again."""
 
     applied: bool = False
     no_account: bool = False
@@ -93,10 +114,11 @@ class ApiKeys:
             ).get("Item")
         return next(self._with_keys([plain(entry)]), None) if entry else None
 
-    def list_page(
-        self, tenant_id: str, user_id: str, *, most: int, after_id: str | None = None
-    ) -> tuple[list[ApiKey], bool]:
-        """Up to `most` of a user's keys, newest first, after the one named; and whether there are more (consistent)."""
+    def list_page(self, tenant_id: str, user_id: str, *, most: int, after_id: str | None = None) -> KeyPage:
+        """Up to `most` of a user's keys, newest first, after the one named (consistent).
+
+        Fewer, even none, do not mean that it was the last page.
+        """
         prefix = _entry_sk("")
         condition = "PK = :pk AND begins_with(SK, :prefix)"
         values = attributes(**{":pk": user_pk(tenant_id, user_id), ":prefix": prefix})
@@ -114,15 +136,17 @@ class ApiKeys:
                 Limit=most + 2,
             )
         entries = [entry for entry in map(plain, answer["Items"]) if entry["SK"] != _entry_sk(after_id or "")]
-        return list(self._with_keys(entries[:most])), len(entries) > most
+        page = entries[:most]
+        last_id = page[-1]["SK"].removeprefix(prefix) if page else None
+        return KeyPage(list(self._with_keys(page)), last_id, has_more=len(entries) > most)
 
     def list_keys(self, tenant_id: str, user_id: str) -> Iterator[ApiKey]:
         """Every key that a user has or had lately, newest first."""
-        after_id, more = None, True
-        while more:
-            keys, more = self.list_page(tenant_id, user_id, most=LARGEST_BATCH, after_id=after_id)
-            yield from keys
-            after_id = keys[-1].id if keys else after_id
+        page = KeyPage([], None, has_more=True)
+        # It ends: each page begins below the last entry of the one before, whether that entry's key is there or not.
+        while page.has_more:
+            page = self.list_page(tenant_id, user_id, most=LARGEST_BATCH, after_id=page.last_id)
+            yield from page.keys
 
     def put_key(self, key: ApiKey) -> bool:
         """Store a new key whatever the plan says; False when its hash is already taken, and then nothing changed."""
@@ -133,13 +157,7 @@ class ApiKeys:
     ) -> Creation:
         """Store a new key if its owner has an account and fewer than `most_keys`, all in one write."""
         writes = [
-            {
-                "ConditionCheck": {
-                    "TableName": self._table.name,
-                    "Key": profile_key(key.tenant_id, key.user_id),
-                    "ConditionExpression": IN_USE,
-                }
-            },
+            self._check_account(key),
             self._take_place(key, most_keys),
             *self._put_both(key),
         ]
@@ -154,23 +172,25 @@ class ApiKeys:
             return Creation(marker=KeyMarker(found["key_id"], found["body_sha256"]))
         return Creation(no_account=account.get("Code") == _FAILED, full=places.get("Code") == _FAILED)
 
-    def rotate_key(self, old: ApiKey, new: ApiKey, old_expires_at: datetime) -> bool:
-        """Put `new` in the place of `old`, which is accepted until `old_expires_at`.
+    def rotate_key(self, old: ApiKey, new: ApiKey, old_expires_at: datetime) -> Creation:
+        """Put `new` in the place of `old`, which is accepted until `old_expires_at`, if its owner has an account.
 
-        False when `old` was revoked or rotated meanwhile, or others were writing; then nothing changed.
+        Not applied when `old` was revoked, rotated or changed meanwhile, or others were writing; then nothing changed.
         """
         gone = n(epoch_seconds(old_expires_at) + KEPT_SECONDS)
+        as_seen, names, seen = _as_seen(old)
         end: TransactWriteItemTypeDef = {
             "Update": {
                 "TableName": self._table.name,
                 "Key": _key(old.key_hash),
                 "UpdateExpression": "SET replaced_by = :new, key_expires_at = :end, expires_at = :gone",
-                "ConditionExpression": "attribute_exists(PK) AND attribute_not_exists(replaced_by)"
-                " AND attribute_not_exists(revoked_at)",
+                "ConditionExpression": as_seen,
+                "ExpressionAttributeNames": names,
                 "ExpressionAttributeValues": {
                     ":new": s(new.id),
                     ":end": n(epoch_seconds(old_expires_at)),
                     ":gone": gone,
+                    **seen,
                 },
             }
         }
@@ -183,11 +203,20 @@ class ApiKeys:
                 "ExpressionAttributeValues": {":gone": gone},
             }
         }
-        return not self._transact([end, last, *self._put_both(new)])
+        place = self._take_place(new, None)
+        # A place freed by a clock ahead of ours is taken again, and whoever looked before this does not free it.
+        place["Update"]["UpdateExpression"] += ", rotations :one"
+        place["Update"]["ExpressionAttributeValues"] |= {":one": n(1)}
+        reasons = self._transact([self._check_account(new), place, end, last, *self._put_both(new)])
+        return Creation(applied=not reasons, no_account=bool(reasons) and reasons[0].get("Code") == _FAILED)
 
-    def change_key(self, key: ApiKey) -> ApiKey | None:
-        """Store a key's name, models, limits and policy as they are in `key`; None when it was revoked meanwhile."""
+    def change_key(self, old: ApiKey, key: ApiKey) -> ApiKey | None:
+        """Store a key's name, models, limits and policy as they are in `key`.
+
+        None when it was changed, rotated or revoked since it was read as `old`; then nothing changed.
+        """
         changes = _changeable(key)
+        as_seen, names, seen = _as_seen(old)
         given = {name: value for name, value in changes.items() if value is not None}
         gone = [f"#{name}" for name in changes if name not in given]
         update = "SET " + ", ".join(f"#{name} = :{name}" for name in given)
@@ -197,9 +226,9 @@ class ApiKeys:
                     TableName=self._table.name,
                     Key=_key(key.key_hash),
                     UpdateExpression=f"{update} REMOVE {', '.join(gone)}" if gone else update,
-                    ConditionExpression="attribute_exists(PK) AND attribute_not_exists(revoked_at)",
-                    ExpressionAttributeNames={f"#{name}": name for name in changes},
-                    ExpressionAttributeValues=attributes(**{f":{name}": value for name, value in given.items()}),
+                    ConditionExpression=as_seen,
+                    ExpressionAttributeNames=names,
+                    ExpressionAttributeValues=attributes(**{f":{name}": value for name, value in given.items()}) | seen,
                     ReturnValues="ALL_NEW",
                 )
         except ClientError as error:
@@ -220,30 +249,23 @@ class ApiKeys:
             "SET revoked_at = if_not_exists(revoked_at, :at), expires_at = :end, #name = :nothing",
         )
 
-    def places(self, tenant_id: str, user_id: str) -> frozenset[str]:
-        """Line ids of the keys that count against the plan (consistent read)."""
+    def places(self, tenant_id: str, user_id: str) -> Places:
+        """The lines of keys that count against the plan (consistent read)."""
         key = _places_key(tenant_id, user_id)
         with store_outages():
             answer = self._table.client.get_item(TableName=self._table.name, Key=attributes(**key), ConsistentRead=True)
-        return frozenset(answer.get("Item", {}).get("place_ids", {}).get("SS", ()))
+        item = plain(answer.get("Item", {}))
+        return Places(item.get("place_ids", frozenset()), item.get("rotations", 0))
 
-    def free_places(self, tenant_id: str, user_id: str, line_ids: Iterable[str]) -> None:
-        """Take keys that are dead for good out of the count; harmless when somebody else did."""
-        gone = sorted(line_ids)
-        if not gone:
-            return
-        with store_outages():
-            try:
-                self._table.client.update_item(
-                    TableName=self._table.name,
-                    Key=attributes(**_places_key(tenant_id, user_id)),
-                    UpdateExpression="DELETE place_ids :gone",
-                    ConditionExpression="attribute_exists(PK)",
-                    ExpressionAttributeValues={":gone": {"SS": gone}},
-                )
-            except ClientError as error:
-                if not condition_failed(error):
-                    raise
+    def free_places(self, tenant_id: str, user_id: str, line_ids: Iterable[str], *, seen: Places) -> bool:
+        """Take lines that were found dead after `seen` was read out of the count; harmless when somebody else did.
+
+        False when a key was rotated since, whose successor may keep one of the lines alive; then nothing changed.
+        """
+        condition, values = "attribute_not_exists(rotations)", {}
+        if seen.rotations:
+            condition, values = "rotations = :seen", {":seen": n(seen.rotations)}
+        return self._drop_places(tenant_id, user_id, line_ids, condition, values)
 
     def note_use(self, tenant_id: str, user_id: str, key_id: str, at: datetime, *, older_than: datetime) -> bool:
         """Remember when a key was last used; False when the stored instant is not before `older_than`."""
@@ -264,6 +286,15 @@ class ApiKeys:
         return True
 
     # ---- parts of the writes
+
+    def _check_account(self, key: ApiKey) -> TransactWriteItemTypeDef:
+        return {
+            "ConditionCheck": {
+                "TableName": self._table.name,
+                "Key": profile_key(key.tenant_id, key.user_id),
+                "ConditionExpression": IN_USE,
+            }
+        }
 
     def _put_both(self, key: ApiKey) -> list[TransactWriteItemTypeDef]:
         entry = attributes(
@@ -304,7 +335,7 @@ class ApiKeys:
             }
         }
 
-    def _take_place(self, key: ApiKey, most_keys: int | None) -> TransactWriteItemTypeDef:
+    def _take_place(self, key: ApiKey, most_keys: int | None) -> dict[str, Any]:
         values: dict[str, AttributeValueTypeDef] = {
             ":line": {"SS": [key.line_id]},
             ":type": _places_item(key.tenant_id, key.user_id)["Type"],
@@ -317,7 +348,7 @@ class ApiKeys:
             )
             condition = {"ConditionExpression": few}
             values[":most"] = n(most_keys)
-        update: Any = {
+        update = {
             "TableName": self._table.name,
             "Key": attributes(**_places_key(key.tenant_id, key.user_id)),
             "UpdateExpression": "SET #type = :type ADD place_ids :line",
@@ -326,6 +357,29 @@ class ApiKeys:
             **condition,
         }
         return {"Update": update}
+
+    def _drop_places(
+        self,
+        tenant_id: str,
+        user_id: str,
+        line_ids: Iterable[str],
+        condition: str,
+        values: Mapping[str, AttributeValueTypeDef],
+    ) -> bool:
+        try:
+            with store_outages():
+                self._table.client.update_item(
+                    TableName=self._table.name,
+                    Key=attributes(**_places_key(tenant_id, user_id)),
+                    UpdateExpression="DELETE place_ids :gone",
+                    ConditionExpression=f"attribute_exists(PK) AND {condition}",
+                    ExpressionAttributeValues={":gone": {"SS": sorted(line_ids)}, **values},
+                )
+        except ClientError as error:
+            if condition_failed(error):
+                return False
+            raise
+        return True
 
     def _end_key(self, key_hash: str, at: datetime, update: str) -> bool:
         values = {":at": n(epoch_seconds(at)), ":end": n(epoch_seconds(at) + KEPT_SECONDS)}
@@ -367,7 +421,8 @@ class ApiKeys:
                     raise
         # A predecessor may live out its overlap: such a place is freed when it is needed.
         if key.replaced_by is None and not key.first_id:
-            self.free_places(key.tenant_id, key.user_id, [key.line_id])
+            line = {":line": s(key.line_id)}
+            self._drop_places(key.tenant_id, key.user_id, [key.line_id], "contains(place_ids, :line)", line)
 
     # ---- reading and writing
 
@@ -450,6 +505,25 @@ def _changeable(key: ApiKey) -> dict[str, str | int | None]:
         "burst_requests": key.burst_requests,
         "max_tokens_policy": key.max_tokens_policy.value,
     }
+
+
+def _as_seen(key: ApiKey) -> tuple[str, dict[str, str], dict[str, AttributeValueTypeDef]]:
+    """The condition that a key lives, was not replaced, and has what its owner may change as it is in `key`.
+
+    With the names and values that it needs: without it, of two changes at once the later undoes the earlier, and a
+    rotation brings back what a change has just taken away.
+    """
+    stored = _changeable(key)
+    same = (
+        f"attribute_not_exists(#{name})" if value is None else f"#{name} = :seen_{name}"
+        for name, value in stored.items()
+    )
+    alive = "attribute_exists(PK) AND attribute_not_exists(revoked_at) AND attribute_not_exists(replaced_by)"
+    return (
+        " AND ".join((alive, *same)),
+        {f"#{name}": name for name in stored},
+        attributes(**{f":seen_{name}": value for name, value in stored.items()}),
+    )
 
 
 def _from_item(item: dict[str, Any]) -> ApiKey:

@@ -1,0 +1,66 @@
+"""functions/billing when time passes: trials end, paid periods end, payments fail. Each test has a Stripe of its own.
+
+Only Stripe's clock moves here; the function's own is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.billing_function import BillingFunction, billing_function
+
+MONTH = timedelta(days=31, hours=2)
+
+
+@pytest.fixture
+def billing(tmp_path: Path) -> Iterator[BillingFunction]:
+    with billing_function(tmp_path) as function:
+        yield function
+
+
+def test_a_plan_may_begin_with_a_trial_of_a_smaller_quota_and_no_overage(billing: BillingFunction) -> None:
+    status = billing.subscribe("pro")
+    assert (status["subscription"]["state"], status["tokens"]["quota"]) == ("trialing", 200_000)
+    ends_at = datetime.fromisoformat(status["subscription"]["trial_ends_at"])
+    assert timedelta(days=13, hours=23) < ends_at - datetime.now().astimezone() <= timedelta(days=14)
+    billing.ask("POST", "/billing/overage", {"enabled": True})
+    assert billing.status()["overage"]["allowed"] is False
+
+    billing.pass_time(timedelta(days=14, hours=2))
+    assert (billing.sync()["subscription"]["state"], billing.status()["tokens"]["quota"]) == ("active", 2_000_000)
+    assert billing.status()["overage"]["allowed"] is True  # as was chosen
+
+
+def test_a_checkout_that_ran_out_makes_room_for_another(billing: BillingFunction) -> None:
+    first = billing.checkout("team")
+    billing.pass_time(timedelta(hours=3))
+    # Stripe's clock is ahead of ours here, so the record still says that the checkout is open.
+    assert billing.world.find(first)["status"] == "expired"
+    second = billing.order("team")
+    assert second.status in {201, 503}, second.raw
+
+
+def test_without_a_list_nothing_is_sold(tmp_path: Path) -> None:
+    with billing_function(tmp_path, BILLING_RETURN_URLS="") as billing:
+        assert billing.order("team").code == "return_url_not_allowed"
+
+
+def test_invoices_are_paged_newest_first(billing: BillingFunction) -> None:
+    assert billing.ask("GET", "/billing/invoices").body == {"data": [], "has_more": False, "last_id": None}
+    billing.subscribe("team")
+    billing.pass_time(timedelta(days=70))
+    first = billing.ask("GET", "/billing/invoices", query={"limit": "2"}).body
+    assert (len(first["data"]), first["has_more"], first["last_id"]) == (2, True, first["data"][1]["id"])
+    rest = billing.ask("GET", "/billing/invoices", query={"limit": "2", "after": first["last_id"]}).body
+    assert (len(rest["data"]), rest["has_more"]) == (1, False)
+    shown = [*first["data"], *rest["data"]]
+    assert [invoice["created_at"] for invoice in shown] == sorted(
+        (invoice["created_at"] for invoice in shown), reverse=True
+    )
+    assert {(invoice["state"], invoice["total_cents"], invoice["due_cents"]) for invoice in shown} == {
+        ("paid", 9900, 0)
+    }
