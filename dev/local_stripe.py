@@ -74,9 +74,10 @@ class LocalStripe:
 
     @property
     def secrets(self) -> StripeSecrets:
+        own = self._remembered.fake_stripe_webhook_secret
         if self._choice is None:
-            return StripeSecrets(self._remembered.fake_stripe_key, self._remembered.fake_stripe_webhook_secret, ACCOUNT)
-        return StripeSecrets(self._choice.key, self._choice.webhook_secret or "whsec_none_was_given", "")
+            return StripeSecrets(self._remembered.fake_stripe_key, own, ACCOUNT)
+        return StripeSecrets(self._choice.key, self._choice.webhook_secret or own, "")
 
     def start(self, processes: Processes) -> Engine | None:
         """Starts the double, without waiting until it answers."""
@@ -106,14 +107,25 @@ class LocalStripe:
         returns = ",".join(f"{origin}/_dev/" for origin in origins)
         return {"STRIPE_API_BASE_URL": self.url or "", "BILLING_RETURN_URLS": returns}
 
-    def open_shop(self, catalog: Catalog, catalog_name: str, save: Callable[[], None]) -> None:
-        """Waits for the double and brings it the plans, if it has not got them. Says what went wrong."""
+    def close_shop(self) -> None:
+        """Nothing can be bought until `open_shop`."""
+        self._open = self._choice is not None
+
+    def open_shop(
+        self, catalog: Catalog, catalog_name: str, save: Callable[[], None], *, emptied: bool = False
+    ) -> None:
+        """Waits for the double and brings it the plans, if it has not got them. Says what went wrong.
+
+        `emptied`: forgets first whatever was sold.
+        """
         if self._choice is not None:
             return
         with self._opening:
             digest = hashlib.sha256(repr(catalog).encode()).hexdigest()
             try:
                 self._wait()
+                if emptied:
+                    self._steer("POST", "reset", {})
                 if self._remembered.synced_plans != digest or not self._has_prices():
                     self._sync(catalog_name)
                     self._remembered.synced_plans = digest
@@ -123,14 +135,6 @@ class LocalStripe:
             except (OSError, ValueError) as error:
                 self._failure = str(error)
                 self._say(f"nothing can be bought: {error}")
-
-    def reset(self) -> None:
-        """An empty account; nothing is for sale until `open_shop`."""
-        if self.url is None:
-            return
-        self._open = False
-        self._remembered.synced_plans = ""
-        self._steer("POST", "reset", {})
 
     def advance(self, seconds: int) -> Json:
         """Moves the double's clock; returns when what was due has happened and was told."""

@@ -71,6 +71,8 @@ from tollgate.storage.table import Table
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 WATCH_SECONDS: Final = 0.7
+FIRST_CALL_SECONDS: Final = 1.0
+"""Before billing starts: the first line that somebody pastes has the machine for itself."""
 LOUD_LEVELS: Final = frozenset({"WARNING", "WARN", "ERROR", "CRITICAL", "FATAL"})
 
 
@@ -452,12 +454,12 @@ class Stack:
         empty_table(self._cloud.dynamodb(), self._template)
         delete_other_users(self._cloud.cognito(), self._remembered.pool_id, {user.user_id for user in self._users})
         empty_queues(self._cloud, self._queues)
-        self._stripe.reset()
+        self._stripe.close_shop()
         self._mailbox.clear()
         self._seed()
         for host in self._hosts.values():
             host.recycle()
-        self._open_shop()
+        threading.Thread(target=self._open_shop, kwargs={"emptied": True}, name="open-shop", daemon=True).start()
         self._say("data reset")
 
     async def _run_schedule(self, schedule: Schedule) -> None:
@@ -487,6 +489,8 @@ class Stack:
 
     def _start_billing(self) -> None:
         """What only billing needs, after all else: nobody waits for it who does not buy."""
+        if self._stopping.wait(FIRST_CALL_SECONDS):
+            return
         try:
             ensure_queues(self._cloud, self._queues)
             engine = self._stripe.start(self._processes)
@@ -502,8 +506,11 @@ class Stack:
             self._pollers.append(poller)
         self._open_shop()
 
-    def _open_shop(self) -> None:
-        self._stripe.open_shop(self._catalog, self._catalog_name, lambda: self._remembered.save(self._remembered_file))
+    def _open_shop(self, *, emptied: bool = False) -> None:
+        def save() -> None:
+            self._remembered.save(self._remembered_file)
+
+        self._stripe.open_shop(self._catalog, self._catalog_name, save, emptied=emptied)
 
     def _say(self, text: str) -> None:
         self._screen.line(f" {datetime.now().astimezone():%H:%M:%S} {text}")

@@ -159,7 +159,7 @@ def simulation_table(report: PlanMargins, use: Use) -> Table:
         f" {dollars(typical.revenue_picousd)} a month, {after} after fees"
     )
     table.add_column("All of it on", overflow="fold")
-    for heading in ("Cost", "Typical", "Worst case", "Year", "Overage/M"):
+    for heading in ("Cost", "Typical", "Worst case", "Year", "Overage"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model in report.models:
         year, overage = model.annual_typical, model.overage_worst

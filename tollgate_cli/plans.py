@@ -100,6 +100,9 @@ def simulate(
         out = console()
         for report in reports:
             out.print(margin_output.simulation_table(report, use))
+        out.print(
+            "Year: the margin of its typical use. Overage: what a million tokens of it leave at worst.", style="dim"
+        )
         out.print(margin_output.assumptions(read, use), style="dim")
 
 

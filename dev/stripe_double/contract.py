@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -52,12 +53,11 @@ class Contract:
             for key, found in source["operations"].items()
         }
         # A literal segment wins over a placeholder: /v1/invoices/create_preview is no invoice.
-        self._routes: list[tuple[str, re.Pattern[str], Operation]] = [
-            (method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), operation)
-            for operation in sorted(self.operations.values(), key=lambda one: (one.key.count("{"), one.key))
-            for method, _, path in [operation.key.partition(" ")]
-        ]
-        self._matched: dict[tuple[str, str], tuple[Operation, dict[str, str]] | None] = {}
+        self._routes: dict[tuple[str, int], list[tuple[re.Pattern[str], Operation]]] = defaultdict(list)
+        for operation in sorted(self.operations.values(), key=lambda one: (one.key.count("{"), one.key)):
+            method, _, path = operation.key.partition(" ")
+            pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path))
+            self._routes[method, path.count("/")].append((pattern, operation))
         self.by_object: dict[str, str] = {
             shape["o"]["object"]["e"][0]: name
             for name, shape in self.resources.items()
@@ -65,8 +65,8 @@ class Contract:
         }
 
     def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
-        for verb, pattern, operation in self._routes:
-            if verb == method and (found := pattern.fullmatch(path)):
+        for pattern, operation in self._routes.get((method, path.count("/")), ()):
+            if found := pattern.fullmatch(path):
                 return operation, found.groupdict()
         return None
 

@@ -60,6 +60,7 @@ class Store:
         """The API request in progress ({id, idempotency_key}): events carry what caused them."""
         self.events: list[Json] = []
         self.undelivered: list[Json] = []
+        self._events: dict[str, Json] = {}
         self._objects: dict[str, Json] = {}
         self._by_kind: dict[str, dict[str, Json]] = {}
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
@@ -135,6 +136,9 @@ class Store:
             return page(before[-limit:], url, has_more=len(before) > limit)
         return page(found[:limit], url, has_more=len(found) > limit)
 
+    def event(self, identifier: str) -> Json | None:
+        return self._events.get(identifier)
+
     # Time
 
     def at(self, moment: int, action: Callable[[], None]) -> None:
@@ -167,6 +171,7 @@ class Store:
         event.pop("account", None)
         event.pop("context", None)
         self.events.append(event)
+        self._events[event["id"]] = event
         self.undelivered.append(event)
 
 

@@ -21,7 +21,7 @@ class InProcess(stripe.HTTPClient):
         self, world: StripeWorld, faults: FaultPlan = NOTHING, on_slow: Callable[[], None] = lambda: None
     ) -> None:
         super().__init__()
-        self._world = world
+        self.world = world
         self._faults = faults
         self._on_slow = on_slow
         """Called while a slow answer is under way: what other processes do meanwhile."""
@@ -58,7 +58,7 @@ class InProcess(stripe.HTTPClient):
                 return _failure(429)
         body = post_data.encode() if isinstance(post_data, str) else bytes(post_data or b"")
         path = "/" + url.split("://", 1)[-1].partition("/")[2]
-        return self._world.handle(method, path, headers, body)
+        return self.world.handle(method, path, headers, body)
 
     def close(self) -> None:
         """Nothing is open."""

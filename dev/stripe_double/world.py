@@ -22,6 +22,7 @@ from dev.stripe_double.resources.destinations import Destinations
 from dev.stripe_double.resources.discounts import Discounts
 from dev.stripe_double.resources.events import Events
 from dev.stripe_double.resources.invoices import Dunning, Invoices
+from dev.stripe_double.resources.manual_invoices import ManualInvoices
 from dev.stripe_double.resources.meters import ARRIVAL, Meters
 from dev.stripe_double.resources.payments import DECLINED, OK, Payments
 from dev.stripe_double.resources.pending import PendingItems
@@ -127,6 +128,7 @@ class StripeWorld:
             self.discounts,
             self.events,
             self.invoices,
+            ManualInvoices(store, self.invoices, self.pending),
             self.meters,
             self.payments,
             self.pending,
@@ -263,6 +265,11 @@ class StripeWorld:
         shown = self._expander.view(made, params.get("expand", []))
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(shown).encode())
 
+    @property
+    def served(self) -> list[str]:
+        """The operations that are answered; the others of the contract are 501, after their check."""
+        return sorted(self._handlers)
+
     # Time and deliveries
 
     @property
@@ -297,9 +304,14 @@ class StripeWorld:
     # People and banks
 
     def complete_checkout(self, session_id: str, card: str = OK, promotion_code: str | None = None) -> Json:
-        """The buyer presses "Subscribe" with a card that is ok, declined or requires_action (or none, on a trial)."""
+        """The buyer presses "Subscribe" with a card: ok, declined, requires_action, delayed (a bank debit), none."""
         with self.lock:
             return self.checkout.complete(session_id, card, promotion_code)
+
+    def settle_delayed(self, session_id: str, *, paid: bool) -> Json:
+        """The bank's word on a checkout completed with card="delayed"."""
+        with self.lock:
+            return self.checkout.settle(session_id, paid=paid)
 
     def add_card(self, customer_id: str) -> Json:
         """A card on file, from now on the default."""

@@ -83,21 +83,27 @@ def get_status() -> BillingStatusDocument:
     return status_document(api.tools.statuses.find(api.caller()), api.tools.catalog, now)
 
 
-@api.post("/billing/checkout", status_code=HTTPStatus.CREATED, responses=refusals(ConflictError, *STRIPE))
+BOUGHT = (ConflictError, NotFoundError, PermissionDeniedError, *STRIPE)
+
+
+@api.post("/billing/checkout", status_code=HTTPStatus.CREATED, responses=refusals(*BOUGHT))
 def open_checkout(form: CheckoutForm) -> CheckoutDocument:
     """A page on which the plan is paid; the same page when the same is asked again."""
     order = order_of(form, api.tools.return_urls)
     return checkout_document(api.tools.checkouts.open(_account(), order))
 
 
-@api.post("/billing/portal", status_code=HTTPStatus.CREATED, responses=refusals(ConflictError, *STRIPE))
+VISIT = (ConflictError, PermissionDeniedError, *STRIPE)
+
+
+@api.post("/billing/portal", status_code=HTTPStatus.CREATED, responses=refusals(*VISIT))
 def visit_portal(form: PortalForm) -> PortalDocument:
     """A visit to the billing portal: card, invoices, ending the subscription."""
     return_url = api.tools.return_urls.check("return_url", form.return_url)
     return PortalDocument(url=open_portal(_account(), api.tools.subscriptions, api.tools.stripe, return_url))
 
 
-CHANGE = (ConflictError, PaymentFailedError, *STRIPE)
+CHANGE = (ConflictError, NotFoundError, PaymentFailedError, *STRIPE)
 
 
 @api.post("/billing/change-plan", responses=refusals(*CHANGE))

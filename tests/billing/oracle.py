@@ -138,6 +138,11 @@ class Oracle:
         if own is not None and len(living(own)) > 1:
             self.report("second_subscription", f"{[one['id'] for one in living(own)]}")
         truth = truth_of(own, world.hub.now, disputed)
+        self._judge_leftovers(user)
+        self._judge_refunds(user, customers)
+        if truth is None:
+            world.seen["undecided"] += 1
+            return
         anchor = profile.anchor_at if profile.anchor_at != profile.created_at else None
         stored = Truth(
             profile.plan_id,
@@ -149,8 +154,6 @@ class Oracle:
         )
         if stored != truth:
             self.report("entitlements", f"user-{user}: {stored}, but Stripe says {truth}")
-        self._judge_leftovers(user)
-        self._judge_refunds(user, customers)
 
     def _judge_leftovers(self, user: int) -> None:
         """An open checkout that Stripe has closed, a customer that is gone, a meter on another plan."""

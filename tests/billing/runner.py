@@ -49,7 +49,10 @@ class Summary:
 def run_seed(seed: int, options: Options = Options(), trace: Callable[[str], None] | None = None) -> Outcome:  # noqa: B008  frozen
     """One run. Equal seeds and options give equal runs, in any process."""
     world = World(draw_scenario(seed, options), trace)
-    world.run()
+    try:
+        world.run()
+    except Exception as error:  # noqa: BLE001  the seed must be told, whatever it is
+        world.oracle.report("crash", repr(error))
     return Outcome(seed, world.oracle.violations, world.seen)
 
 

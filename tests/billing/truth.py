@@ -57,8 +57,12 @@ def living(books: Books) -> list[Json]:
     ]
 
 
-def truth_of(books: Books | None, now: float, disputed: bool) -> Truth:
-    """`books`: None where the user has no customer (any more)."""
+def truth_of(books: Books | None, now: float, disputed: bool) -> Truth | None:
+    """`books`: None where the user has no customer (any more).
+
+    None where Stripe's books do not say: past due without an open invoice, as when the older invoice was paid while the
+    latest is a draft still. What is remembered of the failure counts then, until the draft is due.
+    """
     alive = [] if books is None else living(books)
     if books is None or not alive:
         return Truth("free", None, trial=False, overage_blocked=False, paid=not disputed, first_key=False)
@@ -68,12 +72,14 @@ def truth_of(books: Books | None, now: float, disputed: bool) -> Truth:
     served = status in ("active", "trialing")
     blocked = False
     if status == "past_due":
-        owed = min(
+        owed = [
             invoice["status_transitions"]["finalized_at"] or invoice["created"]
             for invoice in books.invoices
             if invoice["status"] == "open" and _subscription_of(invoice) == subscription["id"]
-        )
-        served = blocked = now < owed + GRACE_SECONDS
+        ]
+        if not owed:
+            return None
+        served = blocked = now < min(owed) + GRACE_SECONDS
     if not served or plan is None:
         return Truth("free", None, trial=False, overage_blocked=False, paid=not disputed, first_key=False)
     trial_end = subscription["trial_end"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import stripe
 
@@ -16,15 +16,15 @@ NOW = datetime(2026, 11, 20, 12, 0, 7, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 EVENT_NAME = "overage"
+Thing: TypeAlias = Any
+"""An object of the SDK, whose fields are known at run time; or parameters of one."""
 
 
 class Account:
     """Prices: pro (29.00), enterprise (99.00) and pro by the year (290.00), and overage at 1/100 cent a unit."""
 
     def __init__(self, *, last_by: str = "arrival", seed: int = 1) -> None:
-        self.world = StripeWorld(
-            now=NOW, seed=seed, webhook_secret="whsec_test", account_id="acct_1", last_by=last_by
-        )
+        self.world = StripeWorld(now=NOW, seed=seed, webhook_secret="whsec_test", account_id="acct_1", last_by=last_by)
         self.api = self.client()
         self.meter = self.api.v1.billing.meters.create(
             {"display_name": "Overage", "event_name": EVENT_NAME, "default_aggregation": {"formula": "last"}}
@@ -46,13 +46,13 @@ class Account:
         wire = InProcess(self.world, faults, on_slow)
         return stripe.StripeClient("sk_test_x", http_client=wire, max_network_retries=0)
 
-    def price(self, **fields: Any) -> str:
+    def price(self, **fields: Thing) -> str:
         product = self.api.v1.products.create({"name": "Plan"})
-        params: Any = {"product": product.id, "currency": "usd", **fields}
+        params: Thing = {"product": product.id, "currency": "usd", **fields}
         return str(self.api.v1.prices.create(params).id)
 
-    def session(self, plan: str = "pro", **more: Any) -> Any:
-        params: Any = {
+    def session(self, plan: str = "pro", **more: Thing) -> Thing:
+        params: Thing = {
             "mode": "subscription",
             "customer": self.customer,
             "line_items": [{"price": self.prices[plan], "quantity": 1}, {"price": self.prices["overage"]}],
@@ -61,26 +61,26 @@ class Account:
         }
         return self.api.v1.checkout.sessions.create(params)
 
-    def subscribe(self, plan: str = "pro", *, card: str = "ok", **more: Any) -> str:
+    def subscribe(self, plan: str = "pro", *, card: str = "ok", **more: Thing) -> str:
         """Through Checkout; the subscription's id."""
         session = self.session(plan, **more)
         self.world.complete_checkout(session.id, card)
         return str(self.api.v1.subscriptions.list({"customer": self.customer, "status": "all"}).data[0].id)
 
-    def subscription(self, identifier: str) -> Any:
+    def subscription(self, identifier: str) -> Thing:
         return self.world.find(identifier)
 
     def item(self, subscription: str, plan: str) -> dict[str, Any]:
         data = self.subscription(subscription)["items"]["data"]
         return next(item for item in data if item["price"]["id"] == self.prices[plan])
 
-    def change(self, subscription: str, old: str, new: str, **more: Any) -> Any:
+    def change(self, subscription: str, old: str, new: str, **more: Thing) -> Thing:
         item = {"id": self.item(subscription, old)["id"], "price": self.prices[new]}
-        params: Any = {"items": [item], "proration_behavior": "always_invoice", **more}
+        params: Thing = {"items": [item], "proration_behavior": "always_invoice", **more}
         return self.api.v1.subscriptions.update(subscription, params)
 
-    def report(self, value: int, *, at: datetime | None = None, identifier: str | None = None) -> Any:
-        params: Any = {
+    def report(self, value: int, *, at: datetime | None = None, identifier: str | None = None) -> Thing:
+        params: Thing = {
             "event_name": EVENT_NAME,
             "payload": {"stripe_customer_id": self.customer, "value": str(value)},
         }

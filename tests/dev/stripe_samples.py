@@ -10,7 +10,7 @@ import random
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -96,7 +96,7 @@ class Sampler:
             return {word: self._value(arguments[1], (*place, word)) for word in self._random.sample(WORDS, 2)}
         if te.is_typeddict(kind):
             return self._fields(kind, place)
-        plain = {
+        plain: dict[Any, Callable[[], Any]] = {
             str: lambda: self._random.choice(WORDS),
             bool: lambda: self._random.random() < 0.5,
             int: lambda: self._random.randint(1, 10**9),
@@ -113,6 +113,28 @@ class Sampler:
             # An empty hash cannot be told in a form, so one field is there in any case.
             chosen = [self._random.choice(optional)]
         return {name: self._value(bare(fields(kind)[name]), (*place, name)) for name in chosen}
+
+
+def sites_of(kind: Any, value: Any, place: Place = ()) -> Iterator[Site]:  # noqa: ANN401
+    """The sites of parameters that somebody else made."""
+    for one in alternatives(kind):
+        origin, arguments = te.get_origin(one), te.get_args(one)
+        if te.is_typeddict(one) and isinstance(value, dict):
+            yield Site(place, one)
+            for name, inner in value.items():
+                yield from sites_of(bare(fields(one)[name]), inner, (*place, name))
+        elif origin is list and isinstance(value, list):
+            for index, inner in enumerate(value):
+                yield from sites_of(arguments[0], inner, (*place, index))
+        elif (
+            (origin is Literal and value in arguments)
+            or (one in (int, float, bool) and type(value) is one)
+            or (one in (str, Decimal) and isinstance(value, str))
+        ):
+            yield Site(place, one)
+        else:
+            continue
+        return
 
 
 def put(sample: Any, place: Place, value: Any) -> Any:  # noqa: ANN401
@@ -135,8 +157,10 @@ def spoiled(sample: dict[str, Any], sites: list[Site]) -> Iterator[tuple[str, st
     for site in sites:
         where, value = _spelled(site.place), look(sample, site.place)
         if te.is_typeddict(site.kind):
-            yield "unknown key", _spelled((*site.place, "no_such_thing")), put(
-                sample, site.place, {**value, "no_such_thing": "x"}
+            yield (
+                "unknown key",
+                _spelled((*site.place, "no_such_thing")),
+                put(sample, site.place, {**value, "no_such_thing": "x"}),
             )
             for name in sorted(required(site.kind) & value.keys()):
                 left = {key: one for key, one in value.items() if key != name}

@@ -56,7 +56,7 @@ def test_every_valid_request_is_taken() -> None:
 
 
 def test_every_fault_in_a_request_is_caught_where_it_is() -> None:
-    """Unknown key, missing key, wrong type, value that the enum lacks: one at a time, in every place of every sample."""
+    """Unknown key, missing key, wrong type, value the enum lacks: one at a time, in every place of every sample."""
     sampler = Sampler(SEED)
     missed: list[tuple[str, str, str]] = []
     tried: dict[str, int] = {}
@@ -162,9 +162,7 @@ def test_the_derived_document_is_kept_and_read_again(tmp_path: Path) -> None:
     assert derivation.document(tmp_path, ("/v1/charges",)) != first
 
 
-def test_a_package_without_its_types_is_told_from_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_without_its_types_is_told_from_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layer's stripe has no `params`; deriving from it would give a contract that takes everything."""
     pruned = tmp_path / "stripe"
     pruned.mkdir()

@@ -119,7 +119,8 @@ def test_python_in_the_readme_is_python() -> None:
 
 
 def test_bodies_in_the_readme_are_requests() -> None:
-    bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*\})'", README)]
+    tour = README.split("## In 30 seconds")[1].split("\n## ")[0]
+    bodies = [json.loads(body) for body in re.findall(r"-d '(\{.*\})'", tour)]
 
     assert bodies
     assert all({"model", "max_tokens", "messages"} <= body.keys() for body in bodies)

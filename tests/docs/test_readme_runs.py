@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,11 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TOUR = README.split("## In 30 seconds")[1].split("\n## ")[0]
 
 
-def block(language: str, containing: str) -> str:
-    [found] = [text for text in re.findall(rf"```{language}\n(.*?)```", TOUR, re.DOTALL) if containing in text]
+SHOP = README.split("## Buy something")[1].split("\n## ")[0]
+
+
+def block(language: str, containing: str, part: str = TOUR) -> str:
+    [found] = [text for text in re.findall(rf"```{language}\n(.*?)```", part, re.DOTALL) if containing in text]
     return str(found)
 
 
@@ -58,3 +63,26 @@ def test_the_python_lines_stream(pasted: dict[str, str], tmp_path: Path) -> None
 
     assert len(ran.stdout.split()) > 1
     assert ran.stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="this machine has no curl")
+def test_the_billing_lines_open_a_checkout(pasted: dict[str, str], stack: RunningStack) -> None:
+    limit = time.monotonic() + 60
+    while not stack.billing()["open"] and time.monotonic() < limit:
+        time.sleep(0.2)
+
+    ran = subprocess.run(
+        ["sh", "-euc", block("sh", "checkout", SHOP)],
+        env=pasted,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    decoder = json.JSONDecoder()
+    opened, end = decoder.raw_decode(ran.stdout)
+    status, _ = decoder.raw_decode(ran.stdout[end:].lstrip())
+    assert opened["url"].startswith(f"{stack.description['fake_stripe_url']}/checkout/")
+    assert status["checkout"]["url"] == opened["url"]
+    assert status["plan"]["id"] == "free"

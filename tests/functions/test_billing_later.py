@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +65,60 @@ def test_invoices_are_paged_newest_first(billing: BillingFunction) -> None:
     assert {(invoice["state"], invoice["total_cents"], invoice["due_cents"]) for invoice in shown} == {
         ("paid", 9900, 0)
     }
+
+
+# --- Paid periods end -----------------------------------------------------------------------------------------------
+
+
+def test_the_cheaper_plan_comes_when_the_paid_period_is_over(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    assert billing.change("pro").body["effect"] == "at_period_end"
+    billing.pass_time(MONTH)
+    status = billing.sync()
+    assert (status["plan"]["id"], status["subscription"]["state"]) == ("pro", "active")
+    assert status["subscription"]["pending_change"] is None
+    assert [invoice["total"] for invoice in billing.of_customer("invoice")] == [9900, 2900]
+
+
+def test_a_change_that_was_forgotten_does_not_come(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    billing.change("pro")
+    billing.change("team")
+    billing.pass_time(MONTH)
+    assert billing.sync()["plan"]["id"] == "team"
+
+
+def test_what_is_given_up_ends_with_what_is_paid_for(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    billing.change("free")
+    billing.pass_time(MONTH)
+    status = billing.sync()
+    assert (status["plan"]["id"], status["subscription"]["state"]) == ("free", "canceled")
+    assert (status["subscription"]["ends_at"], status["subscription"]["renews_at"]) == (None, None)
+    assert billing.subscribe("team")["plan"]["id"] == "team"
+
+
+# --- A payment fails ------------------------------------------------------------------------------------------------
+
+
+def test_who_owes_a_payment_pays_it_before_anything_else_is_bought(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    billing.world.fail_payments(billing.subscriber().customer_id or "", True)
+    billing.pass_time(MONTH)
+    status = billing.sync()
+    assert status["subscription"]["state"] == "past_due"
+    assert status["plan"]["id"] == "team"  # the grace
+    assert status["overage"]["allowed"] is False
+    since, ends = (datetime.fromisoformat(text) for text in (status["period"]["start_at"], grace_of(status)))
+    assert timedelta(days=6) < ends - since < timedelta(days=8, hours=3)
+    for answer in (billing.change("pro"), billing.change("team", "year", preview=True)):
+        assert (answer.status, answer.code) == (409, "subscription_not_active")
+        assert "/billing/portal" in answer.body["error"]["message"]
+    assert billing.order("team").code == "already_subscribed"
+    assert billing.ask("POST", "/billing/portal", {"return_url": RETURN_URL}).status == 201
+    assert billing.change("free").body["effect"] == "at_period_end"
+
+
+def grace_of(status: Any) -> str:  # noqa: ANN401
+    text: str = status["subscription"]["grace_ends_at"]
+    return text

@@ -6,6 +6,8 @@ The function gets the template's own environment, a table made from the template
 from __future__ import annotations
 
 import gc
+import hashlib
+import hmac
 import importlib
 import json
 import sys
@@ -23,9 +25,12 @@ import pytest
 from moto import mock_aws
 
 from dev.fake_claude import FakeClaude
+from tests.support.billing_function import RETURN_URL, SECRET_KEY, stripe_world, sync_plans
 from tests.support.fake_cognito import FakeCognito
 from tests.support.lambda_context import LambdaContext
 from tests.support.sam import ROOT, environment_of, functions_of, load_template, rights_of, role_of, table_definition
+from tests.support.stripe_wire import StripeWire, stripe_wire
+from tollgate.catalog.loader import load_catalog
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.table import Table, hot_path_client
@@ -36,7 +41,9 @@ if TYPE_CHECKING:
 TEMPLATE = load_template()
 EVENTS = sorted((ROOT / "events").glob("*.json"))
 API_KEY_PLACEHOLDER = "{{api_key}}"
+SIGNATURE_PLACEHOLDER = "{{stripe_signature}}"
 PEPPER = "not-so-secret-pepper-of-a-test"
+SIGNING_SECRET = "whsec_test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,18 @@ CASES = {
     "auth-register-short-password": Case(400, "invalid_field"),
     "auth-register-throw-away-address": Case(400, "email_domain_not_accepted"),
     "auth-resend": Case(202, has=('"accepted"',)),
+    "billing-change-plan-not-subscribed": Case(409, "not_subscribed"),
+    "billing-checkout": Case(201, has=('"url":"https://checkout.stripe.com/', '"expires_at"')),
+    "billing-checkout-foreign-page": Case(403, "return_url_not_allowed"),
+    "billing-checkout-not-sold": Case(404, "plan_not_sold"),
+    "billing-first-key-not-due": Case(409, "first_key_not_due"),
+    "billing-invoices": Case(200, has=('"data":[]',)),
+    "billing-overage": Case(200, has=('"allowed":false', '"chosen":false')),
+    "billing-overage-not-in-plan": Case(403, "overage_not_in_plan"),
+    "billing-plans": Case(200, has=('"id":"pro"', '"price_cents":2900')),
+    "billing-portal-nothing-bought": Case(409, "not_subscribed"),
+    "billing-status": Case(200, has=('"subscription":null', '"id":"free"')),
+    "billing-status-no-authorizer": Case(401, "invalid_credentials"),
     "claude-count-tokens": Case(200, has=('"input_tokens"',)),
     "claude-hello": Case(200),
     "claude-key": Case(200),
@@ -110,10 +129,22 @@ CASES = {
     "claude-simple-stream": Case(200, has=("event: message_stop", "event: usage")),
     "claude-unknown-route": Case(404, "not_found"),
     "claude-wrong-method": Case(405, "method_not_allowed"),
+    "stripe_webhook-forged": Case(400, "invalid_request"),
+    "stripe_webhook-live": Case(400, "invalid_request"),
+    "stripe_webhook-snapshot": Case(200, has=('"done"',)),
+    "stripe_webhook-thin": Case(200, has=('"done"',)),
+    "stripe_webhook-unknown-type": Case(200, has=('"unknown_type"',)),
     "usage-current": Case(200, has=('"remaining"',)),
     "usage-current-no-authorizer": Case(401, "invalid_credentials"),
 }
 """Of the events over HTTP; `usage_reset` answers to nobody, and a trigger to Cognito."""
+QUIET = {
+    "notices-scheduled",
+    "stripe_webhook-event-bus",
+    "stripe_webhook-queue",
+    "usage_reset-scheduled",
+}
+"""Events that come by schedule, bus or queue, each with a test of its own."""
 CLAIMED = {
     "pre_token_generation-first-version": None,
     "pre_token_generation-refresh": "free",
@@ -133,6 +164,8 @@ class Deployment:
     """(action, resource) of every AWS call made."""
 
     def invoke(self, event: dict[str, Any]) -> Any:  # noqa: ANN401  a function answers what it likes
+        if SIGNATURE_PLACEHOLDER in event.get("headers", {}).values():
+            event["headers"]["stripe-signature"] = signature_of(event["body"])
         text = json.dumps(event).replace(API_KEY_PLACEHOLDER, self.api_key)
         handler: Callable[[Any, Any], Any] = importlib.import_module(f"functions.{self.function}.app").handler
         return handler(json.loads(text), LambdaContext(remaining_ms=60_000))
@@ -142,6 +175,13 @@ class Deployment:
         arguments = json.loads(params["body"])
         if model.auth_type != "none":
             self.used_rights |= set(_rights_needed(model.service_model.service_name, model.name, arguments))
+
+
+def signature_of(body: str) -> str:
+    """As Stripe would sign this body now."""
+    seconds = int(time.time())
+    made = hmac.new(SIGNING_SECRET.encode(), f"{seconds}.{body}".encode(), hashlib.sha256).hexdigest()
+    return f"t={seconds},v1={made}"
 
 
 def _rights_needed(service: str, operation: str, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -168,6 +208,14 @@ def claude() -> Iterator[FakeClaude]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def stripe() -> Iterator[StripeWire]:
+    """Where the default catalog is for sale."""
+    with stripe_wire(stripe_world()) as wire:
+        sync_plans(wire, load_catalog("default"))
+        yield wire
+
+
 @pytest.fixture
 def pool() -> Iterator[FakeCognito]:
     """The users that events/ are about."""
@@ -192,7 +240,7 @@ def own_session() -> botocore.session.Session:
 
 @pytest.fixture
 def deploy(
-    monkeypatch: pytest.MonkeyPatch, claude: FakeClaude, pool: FakeCognito
+    monkeypatch: pytest.MonkeyPatch, claude: FakeClaude, pool: FakeCognito, stripe: StripeWire
 ) -> Iterator[Callable[[str], Deployment]]:
     """Deploys a function: its environment, its table, its secrets, a fresh container."""
     with mock_aws():
@@ -201,8 +249,15 @@ def deploy(
             environ = environment_of(name, TEMPLATE)
             if "UPSTREAM_BASE_URL" in environ:
                 environ["UPSTREAM_BASE_URL"] = claude.url
+            if "STRIPE_API_BASE_URL" in environ:
+                environ["STRIPE_API_BASE_URL"] = stripe.url
+            if "BILLING_RETURN_URLS" in environ:
+                environ["BILLING_RETURN_URLS"] = RETURN_URL
             environ["AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER"] = pool.url
             environ |= {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+            # CloudFormation gives a queue's address where the template refers to it.
+            address = "https://sqs.us-east-1.amazonaws.com/111122223333/"
+            environ |= {name: address + name.lower() for name in environ if name.endswith(("QUEUE_URL", "DLQ_URL"))}
             for variable, value in environ.items():
                 monkeypatch.setenv(variable, value)
             _end_container()
@@ -233,8 +288,14 @@ def _prepare(environ: dict[str, str]) -> str:
     client = hot_path_client("us-east-1", session=session)
     client.create_table(**table_definition(TEMPLATE))
     ssm = cast("SSMClient", session.create_client("ssm", region_name="us-east-1"))
-    names = environment_of("claude", TEMPLATE)
-    for variable, value in (("KEY_PEPPER_PARAMETER", PEPPER), ("UPSTREAM_API_KEY_PARAMETER", "sk-ant-test")):
+    names = environment_of("claude", TEMPLATE) | environment_of("stripe_webhook", TEMPLATE)
+    secrets = {
+        "KEY_PEPPER_PARAMETER": PEPPER,
+        "UPSTREAM_API_KEY_PARAMETER": "sk-ant-test",
+        "STRIPE_SECRET_KEY_PARAMETER": SECRET_KEY,
+        "STRIPE_WEBHOOK_SECRET_PARAMETER": SIGNING_SECRET,
+    }
+    for variable, value in secrets.items():
         ssm.put_parameter(Name=names[variable], Value=value, Type="SecureString")
     key = mint_api_key(KeyMode.LIVE, bytes(range(32)))
     stored = ApiKey(
@@ -296,6 +357,20 @@ def test_the_minutely_run_answers_to_its_own_event(deploy: Callable[[str], Deplo
     assert_rights_suffice(deployment)
 
 
+def test_the_webhook_takes_what_the_event_bus_brings(deploy: Callable[[str], Deployment]) -> None:
+    deployment = deploy("stripe_webhook")
+    assert deployment.invoke(event_named("stripe_webhook-event-bus")) == {"outcome": "done"}
+    assert_rights_suffice(deployment)
+
+
+def test_the_webhook_works_off_its_queue_and_names_what_must_come_again(deploy: Callable[[str], Deployment]) -> None:
+    deployment = deploy("stripe_webhook")
+    event = event_named("stripe_webhook-queue")
+    bad = event["Records"][1]["messageId"]
+    assert deployment.invoke(event) == {"batchItemFailures": [{"itemIdentifier": bad}]}
+    assert_rights_suffice(deployment)
+
+
 @pytest.mark.parametrize("name", CLAIMED)
 def test_the_trigger_answers_to_its_events(name: str, deploy: Callable[[str], Deployment]) -> None:
     """Each twice: the second time in a container that is warm."""
@@ -321,6 +396,9 @@ def assert_rights_suffice(deployment: Deployment) -> None:
     [
         "api_keys-create-no-authorizer",
         "auth-me-no-authorizer",
+        "billing-plans",
+        "billing-status-no-authorizer",
+        "billing-checkout-foreign-page",
         "usage-current-no-authorizer",
         "claude-messages-no-auth",
         "claude-hello",
@@ -335,7 +413,7 @@ def test_what_its_looks_decide_costs_no_read(name: str, deploy: Callable[[str], 
 
 def test_every_event_has_a_case_and_every_case_an_event() -> None:
     names = {path.stem for path in EVENTS}
-    assert names == CASES.keys() | CLAIMED.keys() | {"notices-scheduled", "usage_reset-scheduled"}
+    assert names == CASES.keys() | CLAIMED.keys() | QUIET
     assert {function_of(name) for name in names} == functions_of(TEMPLATE).keys()
 
 

@@ -65,6 +65,15 @@ class Standings:
             *((PeriodKind.ANCHORED_MONTH, anchor_at) for anchor_at in sorted(anchors)),
         ]
 
+    def is_newest(self, pk: str) -> bool:
+        """The last subscription that was sold has been written."""
+        record = self.records.get(pk)
+        return (number(record, "serial") if record is not None else 0) == len(self.sold[pk]) - 1
+
+    def chosen_cents(self, pk: str) -> int | None:
+        profile = self.profiles[pk]
+        return number(profile, "overage_cap_cents") if "overage_cap_cents" in profile else None
+
     # ---- every commit
 
     def watch(self, profile: Change | None, record: Change | None, meters: list[Change], reading: float) -> None:
@@ -201,7 +210,7 @@ class Standings:
         """Overage that is left in the period: none, or what plan and user allow less what is banked."""
         profile = self.profiles[pk]
         plan = self.plans[profile["plan_id"]["S"]]
-        chosen = number(profile, "overage_cap_cents") if "overage_cap_cents" in profile else None
+        chosen = self.chosen_cents(pk)
         if _flag(profile, "trial") or _flag(profile, "overage_blocked"):
             return 0
         if chosen == 0 or (chosen is None and plan.overage_opt_in):

@@ -149,9 +149,11 @@ class World:
         self._spawn("last_sweep", self._whole_sweep if scenario.whole_job else self._sweep, mortal=False)
         self.hub.run()
         for user in range(len(self.chosen)):
-            self._spawn(f"last_notice{user}", partial(apply_notice, self, user), mortal=False)
-            self.hub.run()
-            if self.scenario.choices:
+            standings, pk = self.oracle.standings, user_pk(TENANT, user_id(user))
+            if not standings.is_newest(pk):
+                self._spawn(f"last_notice{user}", partial(apply_notice, self, user), mortal=False)
+                self.hub.run()
+            if standings.chosen_cents(pk) != self.chosen[user]:
                 self._spawn(f"last_choice{user}", partial(apply_choice, self, user), mortal=False)
                 self.hub.run()
             self._spawn(f"probe{user}", partial(self._probe, user=user), mortal=False)

@@ -209,6 +209,7 @@ def test_a_user_out_of_quota_buys_changes_and_leaves(stack: RunningStack) -> Non
     assert stack.stripe("GET", "refused")["data"] == []
     failed = [attempt for attempt in stack.stripe("GET", "deliveries")["data"] if attempt["status"] != 200]
     assert failed == []
+    assert "come back" not in stack.output(), "a queued event was not handled at once"
 
 
 def _meets_the_quota(person: Person) -> None:

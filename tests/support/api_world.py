@@ -25,17 +25,23 @@ import pytest
 from dev.events import Request, http_api_event, knows_path, match_route
 from dev.gateway import Answer, proxy_answer
 from dev.template import LocalTemplate, Route, Template
+from tests.support.billing_function import SECRET_KEY, stripe_world, sync_plans
 from tests.support.fake_cognito import FakeCognito
 from tests.support.lambda_context import LambdaContext
 from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
 from tests.support.sam import ROOT
+from tests.support.stripe_wire import StripeWire, stripe_wire
 from tests.support.user_pool import CLIENT_ID, ISSUER, private_key
+from tollgate.catalog.loader import load_catalog
 from tollgate.wiring import SystemClock
 
 if TYPE_CHECKING:
     from types_boto3_ssm.client import SSMClient
 
 PEPPER_PARAMETER = "/tollgate/test/key-pepper"
+STRIPE_PARAMETER = "/tollgate/test/stripe-secret-key"
+WEBHOOK_PARAMETER = "/tollgate/test/stripe-webhook-secret"
+RETURN_URL = "https://app.example.com/billing"
 PASSWORD = "correct-Horse-9-battery"
 ENVIRONMENT = {
     "STAGE": "test",
@@ -45,6 +51,11 @@ ENVIRONMENT = {
     "COGNITO_CLIENT_ID": CLIENT_ID,
     "KEY_PEPPER_PARAMETER": PEPPER_PARAMETER,
     "ALLOW_TEST_KEYS": "true",
+    "STRIPE_SECRET_KEY_PARAMETER": STRIPE_PARAMETER,
+    "STRIPE_WEBHOOK_SECRET_PARAMETER": WEBHOOK_PARAMETER,
+    "STRIPE_EVENT_QUEUE_URL": f"https://sqs.{REGION}.amazonaws.com/123456789012/events",
+    "STRIPE_EVENT_DLQ_URL": f"https://sqs.{REGION}.amazonaws.com/123456789012/dead-letters",
+    "BILLING_RETURN_URLS": RETURN_URL,
 }
 CONTEXT = LambdaContext()
 
@@ -62,9 +73,10 @@ class Caller:
 class ApiWorld:
     """One container of each function."""
 
-    def __init__(self, table: CountedTable, cognito: FakeCognito) -> None:
+    def __init__(self, table: CountedTable, cognito: FakeCognito, stripe: StripeWire) -> None:
         self.table = table
         self.cognito = cognito
+        self.stripe = stripe
         self.template: LocalTemplate = Template(ROOT / "template.yaml").local(
             {"Table": NAME, "UserPool": ISSUER.rsplit("/", 1)[1], "UserPoolClient": CLIENT_ID}
         )
@@ -195,16 +207,22 @@ def api_world() -> Iterator[ApiWorld]:
         pytest.MonkeyPatch.context() as patch,
         moto_table(patch) as table,
         FakeCognito(SystemClock().now_seconds) as pool,
+        stripe_wire(stripe_world()) as stripe,
     ):
         patch.setattr("time.sleep", lambda seconds: None)
-        environment = ENVIRONMENT | {"AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": pool.url}
+        sync_plans(stripe, load_catalog("default"))
+        stripe.asked.clear()
+        addresses = {"AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": pool.url, "STRIPE_API_BASE_URL": stripe.url}
+        environment = ENVIRONMENT | addresses
         for name, value in environment.items():
             patch.setenv(name, value)
         ssm = cast("SSMClient", botocore.session.get_session().create_client("ssm", region_name=REGION))
-        ssm.put_parameter(Name=PEPPER_PARAMETER, Value="pepper-of-a-test", Type="SecureString")
+        secrets = {PEPPER_PARAMETER: "pepper-of-a-test", STRIPE_PARAMETER: SECRET_KEY, WEBHOOK_PARAMETER: "whsec_1"}
+        for name, value in secrets.items():
+            ssm.put_parameter(Name=name, Value=value, Type="SecureString")
         for name in [name for name in sys.modules if name.startswith("functions.") and name.endswith(".app")]:
             patch.delitem(sys.modules, name)
-        yield ApiWorld(table, pool)
+        yield ApiWorld(table, pool, stripe)
         for name in [name for name in sys.modules if name.startswith("functions.") and name.endswith(".app")]:
             del sys.modules[name]
         ssm.close()

@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "COGNITO_CLIENT_IDS": CLIENT_ID,
     "COGNITO_CLIENT_ID": CLIENT_ID,
     "KEY_PEPPER_PARAMETER": PEPPER_PARAMETER,
+    # Nobody has put a key there: a deployment that sells nothing.
+    "STRIPE_SECRET_KEY_PARAMETER": "/tollgate/test/stripe-secret-key",
 }
 
 

@@ -49,6 +49,10 @@ class ScriptedClient:
         """Somebody else gets in between: `act` runs once, just before the next call of this operation lands."""
         self._before = operation, act
 
+    def heal(self) -> None:
+        """No more misfortunes."""
+        self._fates.clear()
+
     def deliver_late(self) -> list[bool]:
         """Let the delayed requests land now; which of them were applied."""
         landed = []

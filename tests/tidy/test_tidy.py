@@ -430,6 +430,7 @@ SAID_BY_OTHERS = {
     # Stripe's: the end of a subscription, and money that went back to a payer. Neither moves the ledger by itself.
     "cancel_at",
     "cancel_subscription",
+    "cancel_url",
     "refund",
 }
 

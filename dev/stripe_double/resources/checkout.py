@@ -264,6 +264,18 @@ class Checkout:
             return session
         return self._finish(session, subscription)
 
+    def settle(self, identifier: str, *, paid: bool) -> Json:
+        """The bank's word on a delayed payment, days after the session was completed."""
+        session = self._store.get("checkout.session", identifier, "session")
+        if session["payment_status"] != "unpaid" or session["status"] != "complete":
+            raise StripeRefusal("This Checkout Session waits for no payment.")
+        invoice = self._store.get("invoice", session["invoice"])
+        self._invoices.collect(invoice, OK if paid else DECLINED)
+        if paid:
+            session["payment_status"] = "paid"
+        self._store.emit(f"checkout.session.async_payment_{'succeeded' if paid else 'failed'}", session)
+        return session
+
     def _customer_declines(self, session: Json) -> bool:
         return session["customer"] is not None and self._payments.will(session["customer"], OK) == DECLINED
 
@@ -326,7 +338,7 @@ class Checkout:
         session.update(
             amount_total=invoice["total"],
             invoice=invoice["id"],
-            payment_status="paid" if invoice["total"] else "no_payment_required",
+            payment_status=_payment_status(invoice),
             status="complete",
             subscription=subscription["id"],
             total_details={"amount_discount": discount, "amount_shipping": 0, "amount_tax": 0},
@@ -334,6 +346,12 @@ class Checkout:
         )
         self._store.emit("checkout.session.completed", session)
         return session
+
+
+def _payment_status(invoice: Json) -> str:
+    if invoice["status"] != "paid":
+        return "unpaid"
+    return "paid" if invoice["total"] else "no_payment_required"
 
 
 def _check_addresses(params: Json) -> None:

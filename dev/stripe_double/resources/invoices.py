@@ -12,7 +12,7 @@ from dev.stripe_double.resources.catalog import amount_of, is_metered, update
 from dev.stripe_double.resources.customers import known_customer
 from dev.stripe_double.resources.discounts import Discounts
 from dev.stripe_double.resources.meters import Meters
-from dev.stripe_double.resources.payments import OK, REQUIRES_ACTION, Payments
+from dev.stripe_double.resources.payments import DELAYED, OK, REQUIRES_ACTION, Payments
 from dev.stripe_double.routes import Routes
 from dev.stripe_double.shapes import page
 from dev.stripe_double.store import DAY, HOUR, Store
@@ -70,26 +70,10 @@ class Invoices:
 
     def compose(self, subscription: Json, reason: str, lines: list[Json]) -> Json:
         """An invoice as it would be now; nothing is kept, so it serves previews too."""
-        customer = self._store.get("customer", subscription["customer"])
-        now = self._store.now
-        starts = [line["period"]["start"] for line in lines] or [now]
-        made = self._store.make(
-            "invoice",
-            account_name="Tollgate test account",
-            account_country="US",
-            attempted=False,
-            auto_advance=True,
-            automatic_tax={**_no_tax(), "enabled": subscription["automatic_tax"]["enabled"]},
-            billing_reason=reason,
-            collection_method="charge_automatically",
-            currency=subscription["currency"],
-            customer=subscription["customer"],
-            customer_email=customer["email"],
-            customer_name=customer["name"],
-            customer_tax_exempt="none",
+        made = self._blank(subscription["customer"], subscription["currency"], reason, lines)
+        made.update(
             default_payment_method=subscription["default_payment_method"],
             discounts=list(subscription["discounts"]),
-            metadata={},
             parent={
                 "type": "subscription_details",
                 "quote_details": None,
@@ -99,14 +83,65 @@ class Invoices:
                     "subscription_proration_date": None,
                 },
             },
+        )
+        made["automatic_tax"]["enabled"] = subscription["automatic_tax"]["enabled"]
+        self._total(made, lines)
+        return made
+
+    def _blank(self, customer_id: str, currency: str, reason: str, lines: list[Json]) -> Json:
+        customer = self._store.get("customer", customer_id)
+        now = self._store.now
+        starts = [line["period"]["start"] for line in lines] or [now]
+        made = self._store.make(
+            "invoice",
+            account_country="US",
+            account_name="Tollgate test account",
+            attempted=False,
+            auto_advance=True,
+            automatic_tax=_no_tax(),
+            billing_reason=reason,
+            collection_method="charge_automatically",
+            currency=currency,
+            customer=customer_id,
+            customer_email=customer["email"],
+            customer_name=customer["name"],
+            customer_tax_exempt="none",
+            metadata={},
             period_end=now,
             period_start=min(*starts, now),
             status="draft",
             total_taxes=[],
         )
         made["issuer"]["type"] = "self"
-        self._total(made, lines)
         return made
+
+    def draw_by_hand(self, customer_id: str, params: Json, lines: list[Json]) -> Json:
+        """An invoice of no subscription; it stays a draft unless it is told to advance."""
+        made = self._blank(customer_id, params.get("currency", "usd"), "manual", lines)
+        made.update(
+            auto_advance=params.get("auto_advance", False),
+            collection_method=params.get("collection_method", "charge_automatically"),
+            description=params.get("description"),
+            metadata=params.get("metadata") or {},
+        )
+        self._keep(made, lines)
+        self.leave_as_draft(made, auto_advance=made["auto_advance"])
+        return made
+
+    def _keep(self, invoice: Json, lines: list[Json]) -> None:
+        self._lines[invoice["id"]] = lines
+        self._total(invoice, lines)
+        self._store.put(invoice)
+        for line in lines:
+            item = self._store.find((line["parent"]["invoice_item_details"] or {}).get("invoice_item"))
+            if item is not None:
+                item["invoice"] = invoice["id"]
+
+    def add_line(self, invoice_id: str, line: Json) -> None:
+        invoice = self._store.get("invoice", invoice_id, "invoice")
+        if invoice["status"] != "draft":
+            raise StripeRefusal("This invoice is no longer editable.", code="invoice_not_editable", param="invoice")
+        self._keep(invoice, [*self._lines[invoice_id], line])
 
     def _total(self, invoice: Json, lines: list[Json]) -> None:
         for line in lines:
@@ -134,12 +169,7 @@ class Invoices:
         """A draft that is kept, and told."""
         invoice = self.compose(subscription, reason, lines)
         invoice["parent"]["subscription_details"]["subscription_proration_date"] = proration_date
-        self._lines[invoice["id"]] = lines
-        self._store.put(invoice)
-        for line in lines:
-            item = self._store.find((line["parent"]["invoice_item_details"] or {}).get("invoice_item"))
-            if item is not None:
-                item["invoice"] = invoice["id"]
+        self._keep(invoice, lines)
         subscription["latest_invoice"] = invoice["id"]
         return invoice
 
@@ -213,6 +243,8 @@ class Invoices:
             invoice["attempt_count"] += 1
             self._paid(invoice)
             return OK
+        if attempt.outcome == DELAYED:
+            return DELAYED
         if attempt.outcome == REQUIRES_ACTION:
             self._store.emit("invoice.payment_action_required", invoice)
         invoice["attempt_count"] += 1

@@ -12,6 +12,8 @@ from dev.stripe_double.store import DAY, Store
 OK = "ok"
 DECLINED = "declined"
 REQUIRES_ACTION = "requires_action"
+DELAYED = "delayed"
+"""A bank debit: taken now, paid or returned days later."""
 _TEST_CARDS = {
     "pm_card_authenticationRequired": REQUIRES_ACTION,
     "pm_card_chargeCustomerFail": DECLINED,
@@ -143,6 +145,10 @@ class Payments:
         outcome = self.will(customer, card)
         intent = self._store.find(intent_id) or self._new_intent(invoice)
         intent.update(last_payment_error=None, next_action=None)
+        if outcome == DELAYED:
+            intent["status"] = "processing"
+            self._store.emit("payment_intent.processing", intent)
+            return Attempt(outcome, intent)
         if outcome == REQUIRES_ACTION:
             intent["status"] = "requires_action"
             self._store.emit("payment_intent.requires_action", intent)

@@ -17,7 +17,6 @@ class PendingItems:
 
     def routes(self) -> Routes:
         return {
-            "POST /v1/invoiceitems": self.create,
             "GET /v1/invoiceitems": self.browse,
             "GET /v1/invoiceitems/{invoiceitem}": self.retrieve,
             "POST /v1/invoiceitems/{invoiceitem}": self.update,

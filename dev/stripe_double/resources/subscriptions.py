@@ -18,7 +18,7 @@ from dev.stripe_double.resources.items import (
     recurring_price,
 )
 from dev.stripe_double.resources.lines import item_line
-from dev.stripe_double.resources.payments import OK, Payments
+from dev.stripe_double.resources.payments import DELAYED, OK, Payments
 from dev.stripe_double.resources.pending import PendingItems
 from dev.stripe_double.resources.terms import cancellation, declined, live_items, trial_end_of
 from dev.stripe_double.store import DAY, HOUR, Store
@@ -75,7 +75,9 @@ class Subscriptions:
         invoice = self._invoices.draw(subscription, "subscription_create", self._first_lines(subscription))
         if subscription["status"] == "incomplete":
             self._store.at(self._store.now + INCOMPLETE_FOR, lambda: self._give_up(subscription))
-        self._invoices.bill_now(invoice, card, attempt=behaviour != "default_incomplete")
+        if self._invoices.bill_now(invoice, card, attempt=behaviour != "default_incomplete") == DELAYED:
+            # A bank debit is trusted until it comes back.
+            self.change(subscription, status="active")
         self.set_cancellation(subscription, params)
         return subscription
 

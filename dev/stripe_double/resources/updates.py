@@ -332,8 +332,9 @@ class Updates:
         if params.get("prorate"):
             raise StripeRefusal("The double does not prorate a cancellation.", status=501, kind="api_error")
         if params.get("invoice_now"):
-            now = self._store.now
-            usage = self._subscriptions.usage_lines(subscription, live_items(subscription), now)
+            # Usage of this very second counts too: there is no later period for it.
+            until = self._store.now + 1
+            usage = self._subscriptions.usage_lines(subscription, live_items(subscription), until)
             lines = self._pending.lines(subscription) + [line for line in usage if line["quantity"]]
             if lines:
                 self._invoices.bill_now(self._invoices.draw(subscription, "subscription_update", lines))

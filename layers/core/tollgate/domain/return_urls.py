@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tollgate.domain.errors import InvalidRequestError
+from tollgate.domain.errors import PermissionDeniedError
 
 LONGEST_URL: Final = 2000
 """Stripe takes 5,000 characters; browsers and proxies take less."""
@@ -32,7 +32,7 @@ class ReturnUrls:
     allowed: tuple[str, ...]
 
     def check(self, name: str, url: str) -> str:
-        """The same address. Raises InvalidRequestError that names the field, and not what was sent."""
+        """The same address. Raises PermissionDeniedError that names the field, and not what was sent."""
         found = _URL.fullmatch(url) if len(url) <= LONGEST_URL and url.isascii() else None
         if found is not None:
             origin, path = found["origin"], found["path"]
@@ -40,7 +40,7 @@ class ReturnUrls:
             plain = not _DOTS & set(segments) and "" not in segments[:-1]
             if plain and any(_lies_below(origin, path, entry) for entry in self.allowed):
                 return url
-        raise InvalidRequestError(
+        raise PermissionDeniedError(
             f"{name}: must be one of the pages that the operator allows, or lie below one of them, written plainly: "
             "https, lower-case host, no user, no escapes in the path",
             error_code="return_url_not_allowed",

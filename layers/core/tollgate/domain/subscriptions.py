@@ -134,6 +134,8 @@ class Subscriber:
     """The plan issues a first API key, it is paid for, and the user has not fetched it yet."""
     first_key_issued: bool = False
     """The first key was fetched; no other ever becomes due."""
+    had_trial: bool = False
+    """Each user has one, whatever becomes of it and of the customer at Stripe."""
     synced_at: datetime | None = None
     check_at: datetime | None = None
     """When the hourly run looks at this subscriber by itself; None: nothing changes without an event."""

@@ -31,7 +31,7 @@ WantedPlan = Annotated[
 PageUrl = Annotated[str, Field(examples=["https://checkout.stripe.com/c/pay/cs_test_a1"])]
 ReturnUrl = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=2000),
+    StringConstraints(min_length=8, max_length=2000, pattern=r"^https?://[!-~]+$"),
     Field(
         examples=["https://app.example.com/billing"],
         description="One of the pages that the operator has listed, or one below it.",

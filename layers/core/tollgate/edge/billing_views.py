@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def order_of(form: CheckoutForm, urls: ReturnUrls) -> Order:
-    """What the form orders. Raises InvalidRequestError for a page that is not the operator's."""
+    """What the form orders. Raises PermissionDeniedError for a page that is not the operator's."""
     return Order(
         plan_id=form.plan,
         interval=Interval(form.interval),

@@ -23,7 +23,7 @@ class CostDocument(AnswerDocument):
     display: Annotated[str, Field(examples=["$0.000498"])]
 
 
-class OverageDocument(AnswerDocument):
+class UsageOverageDocument(AnswerDocument):
     """Use beyond the quota, and what is owed for it."""
 
     tokens: Tokens
@@ -99,7 +99,7 @@ class ForecastDocument(AnswerDocument):
 
     method: Literal["straight_line"]
     used_tokens: Tokens
-    overage: OverageDocument
+    overage: UsageOverageDocument
     cost: CostDocument
     quota_reached_at: Annotated[Timestamp | None, Field(description="Null: not in this period, or it was before.")]
 
@@ -108,7 +108,7 @@ class CurrentUsageDocument(UsageDocument):
     """The running period as the meter has it, where it is heading, and what the records of its calls add up to."""
 
     cost: CostDocument
-    overage: OverageDocument
+    overage: UsageOverageDocument
     forecast: Annotated[ForecastDocument | None, Field(description="Null while too little is known.")]
     recorded: FiguresDocument
     exact: Annotated[bool, Field(description="False: `recorded` is still being counted; ask again.")]

@@ -147,6 +147,7 @@ class SubscriptionSync:
             dispute_ids=self._open_disputes(seen, look),
             checkout=None if self._checkout_is_over(seen, look) else seen.checkout,
             first_key_due=not seen.first_key_issued and (seen.first_key_due or self._earns_first_key(subscription)),
+            had_trial=seen.had_trial or (subscription is not None and subscription.trial_end_at is not None),
             synced_at=now,
         )
         if look.customer and seen.customer_id is not None and self._stripe.find_customer(seen.customer_id) is None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tollgate.domain.billing import PlanChange, Quote
-from tollgate.domain.errors import ConflictError, InvalidRequestError
+from tollgate.domain.errors import ConflictError
 from tollgate.domain.plan_changes import Step, bills_overage, may_change, sells, step_to
 from tollgate.domain.plans import Plan
 from tollgate.domain.principals import Account
@@ -23,6 +23,7 @@ from tollgate.domain.subscriptions import (
     SubscriptionStatus,
     choose_subscription,
 )
+from tollgate.flows.checkout import not_sold
 
 if TYPE_CHECKING:
     from tollgate.catalog.loader import Catalog
@@ -97,7 +98,7 @@ class PlanChanger:
     def change(self, account: Account, plan_id: str, interval: Interval | None) -> Changed:
         """Do it, and bring the user to where Stripe is then. `interval` None: as it is paid now.
 
-        Raises InvalidRequestError (`plan_not_sold`), ConflictError (`not_subscribed`, `subscription_not_active`,
+        Raises NotFoundError (`plan_not_sold`), ConflictError (`not_subscribed`, `subscription_not_active`,
         `payment_pending`), PaymentFailedError.
         """
         planned = self._plan(account, plan_id, interval)
@@ -114,10 +115,7 @@ class PlanChanger:
         # A plan that is not sold any more may be kept.
         kept = wanted is not None and current == wanted and subscription.interval is paid_every
         if wanted is None or not (gives_up or kept or sells(wanted, paid_every)):
-            raise InvalidRequestError(
-                "plan: not sold, or not with this interval; GET /billing/plans lists what is",
-                error_code="plan_not_sold",
-            )
+            raise not_sold()
         if not gives_up and not may_change(subscription.status):
             raise ConflictError(
                 "The subscription waits for a payment. Pay it in the billing portal (POST /billing/portal) first.",

@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from tollgate.domain.billing import CheckoutSession, CheckoutStatus, CheckoutWish
-from tollgate.domain.errors import ConflictError, InvalidRequestError, StoreUnavailableError, StripeRefusedError
+from tollgate.domain.errors import ConflictError, NotFoundError, StoreUnavailableError, StripeRefusedError
 from tollgate.domain.plan_changes import bills_overage, sells
 from tollgate.domain.plans import Plan
 from tollgate.domain.principals import Account
@@ -78,7 +78,7 @@ class Checkouts:
     def open(self, account: Account, order: Order) -> CheckoutSession:
         """The page on which the order is paid; the same one while it can be paid and nothing else was ordered.
 
-        Raises InvalidRequestError (`plan_not_sold`, `invalid_promotion_code`), ConflictError (`already_subscribed`,
+        Raises NotFoundError (`plan_not_sold`, `promotion_not_found`), ConflictError (`already_subscribed`,
         `payment_pending`, `checkout_in_progress`).
         """
         plan = self._sold_plan(order)
@@ -112,8 +112,8 @@ class Checkouts:
             return None
         found = self._stripe.find_promotion(order.promotion) if self._catalog.billing.promotion_codes else None
         if found is None:
-            raise InvalidRequestError(
-                "promotion: no such promotion code, or not any more", error_code="invalid_promotion_code"
+            raise NotFoundError(
+                "promotion: there is no such promotion code, or not any more", error_code="promotion_not_found"
             )
         return found
 
@@ -190,9 +190,10 @@ class Checkouts:
         try:
             session = self._stripe.create_checkout(wish, idempotency_key=f"tollgate-checkout-{wish.claim}")
         except StripeRefusedError as error:
+            # Stripe remembers the claim with what was asked and answered: what is asked now needs another one. Either
+            # a session was made for it, and a price or the right to a trial has changed since; or its customer is gone.
+            self._subscriptions.free_checkout(tenant_id, user_id, wish.claim)
             if error.stripe_code == "idempotency_error":
-                # A session was made for the claim, and a price or the right to a trial has changed since.
-                self._subscriptions.free_checkout(tenant_id, user_id, wish.claim)
                 return None
             if error.stripe_param == "customer" and self._is_customer_gone(subscriber):
                 return None
@@ -252,9 +253,9 @@ class Checkouts:
         return datetime.fromtimestamp(int(self._clock.now_seconds()), UTC)
 
 
-def not_sold() -> InvalidRequestError:
+def not_sold() -> NotFoundError:
     """The same for a plan that does not exist as for one that cannot be bought, or not by the year."""
-    return InvalidRequestError(
+    return NotFoundError(
         "plan: not sold, or not with this interval; GET /billing/plans lists what is", error_code="plan_not_sold"
     )
 
@@ -278,8 +279,7 @@ def _is_for(checkout: OpenCheckout, order: Order) -> bool:
 
 def _had_trial(subscriber: Subscriber, had: tuple[RemoteSubscription, ...]) -> bool:
     """One trial for each user, whatever became of it; our own record outlives a customer that was deleted."""
-    known = (*had, subscriber.subscription)
-    return any(one is not None and one.trial_end_at is not None for one in known)
+    return subscriber.had_trial or any(one.trial_end_at is not None for one in had)
 
 
 def _customer(subscriber: Subscriber) -> str:

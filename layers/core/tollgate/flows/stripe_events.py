@@ -181,7 +181,8 @@ class StripeEventFlow:
 
         What the closed period still owes belongs here, before the draft is final.
         """
-        self._sync_owner(event)
+        if self._sync_owner(event):
+            self._journal.event("invoice_drafted", event_id=event.id, event_type=event.type)
 
     def _look_at_dispute(self, event: StripeEvent) -> None:
         """A dispute names a charge and no customer, so it is fetched with its charge."""

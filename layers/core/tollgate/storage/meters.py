@@ -479,6 +479,23 @@ class Meters:
         item = plain(answer["Item"])
         return Expired(item["amount"], item["charged"], item["written_off"], corrected=item["outcome"] != "expired")
 
+    def list_of_user(self, tenant_id: str, user_id: str) -> Iterator[Meter]:
+        """Access pattern: all meters of a user, by usage period, paged (consistent read)."""
+        start: dict[str, Any] = {}
+        while True:
+            with store_outages():
+                answer = self._table.client.query(
+                    TableName=self._table.name,
+                    KeyConditionExpression="PK = :pk AND begins_with(SK, :usage)",
+                    ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":usage": s("USAGE#")},
+                    ConsistentRead=True,
+                    **start,
+                )
+            yield from map(meter_of, answer["Items"])
+            if "LastEvaluatedKey" not in answer:
+                return
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
     def list_expired(self, tenant_id: str, user_id: str) -> Iterator[ExpiredReservation]:
         """Access pattern: records of a user's swept reservations, by usage period, paged (consistent read)."""
         start: dict[str, Any] = {}

@@ -54,12 +54,10 @@ class DayRollUps:
     def move_mark(self, tenant_id: str, user_id: str, through_at: datetime) -> None:
         """It only moves on; who comes late with less changes nothing."""
         self._apply(
-            "update_item",
-            Key=attributes(**_mark_key(tenant_id, user_id)),
-            UpdateExpression="SET through_at = :through, #type = :type",
+            "put_item",
+            Item=attributes(**_mark_key(tenant_id, user_id), Type="RollUps", through_at=_microseconds(through_at)),
             ConditionExpression="attribute_not_exists(PK) OR through_at < :through",
-            ExpressionAttributeNames={"#type": "Type"},
-            ExpressionAttributeValues={":through": n(_microseconds(through_at)), ":type": s("RollUps")},
+            ExpressionAttributeValues={":through": n(_microseconds(through_at))},
         )
 
     def find_day(self, tenant_id: str, user_id: str, day: date) -> DayRollUp | None:
@@ -84,13 +82,12 @@ class DayRollUps:
 
     def put_day(self, tenant_id: str, user_id: str, rolled: DayRollUp, seen: DayRollUp | None) -> bool:
         """Replace the day that was seen (None: none); False when another write came first."""
-        pk, sk = user_pk(tenant_id, user_id), _day_sk(rolled.day)
         first, *others = _texts(rolled.rows, self._rows_bytes_at_most)
         for number, text in enumerate(others, 1):
             self._put_part(tenant_id, user_id, rolled, number, text)
         head = attributes(
-            PK=pk,
-            SK=sk,
+            PK=user_pk(tenant_id, user_id),
+            SK=_day_sk(rolled.day),
             Type="Day",
             day=rolled.day.isoformat(),
             through_at=_microseconds(rolled.through_at),
@@ -111,7 +108,7 @@ class DayRollUps:
             done = stands is not None and stands.generation == rolled.generation
         loser = seen if done else rolled
         if loser is not None:
-            self._drop_parts(pk, sk, loser.generation)
+            self._drop_parts(user_pk(tenant_id, user_id), f"{_day_sk(rolled.day)}#{loser.generation}#")
         return done
 
     def _put_part(self, tenant_id: str, user_id: str, rolled: DayRollUp, number: int, text: str) -> None:
@@ -125,8 +122,7 @@ class DayRollUps:
         )
         self._apply("put_item", Item=part, ConditionExpression="attribute_not_exists(PK)")
 
-    def _drop_parts(self, pk: str, day_sk: str, generation: str) -> None:
-        prefix = f"{day_sk}#{generation}#"
+    def _drop_parts(self, pk: str, prefix: str) -> None:
         for item in list(self._items(pk, prefix, f"{prefix}~")):
             self._apply("delete_item", Key=attributes(PK=pk, SK=item["SK"]), ConditionExpression="attribute_exists(PK)")
 
@@ -139,7 +135,7 @@ class DayRollUps:
                     rows=dict(row for item in (head, *parts) for row in _rows(item["rows"])),
                     generation=head["generation"],
                 )
-            sk = f"DAY#{head['day']}"
+            sk = _day_sk(date.fromisoformat(head["day"]))
             items = list(self._items(user_pk(tenant_id, user_id), sk, f"{sk}~"))
             [head] = [item for item in items if item["Type"] == "Day"]
             parts = [item for item in items if item["Type"] == "DayPart" and item["generation"] == head["generation"]]

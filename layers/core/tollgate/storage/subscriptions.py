@@ -270,7 +270,9 @@ def _due_sk(instant: datetime) -> str:
 
 
 def _item(subscriber: Subscriber, version: int) -> dict[str, AttributeValueTypeDef]:
-    item = _key(subscriber.tenant_id, subscriber.user_id) | attributes(
+    item = attributes(
+        PK=user_pk(subscriber.tenant_id, subscriber.user_id),
+        SK="SUBSCRIBER",
         Type="Subscriber",
         version=version,
         customer_id=subscriber.customer_id,
@@ -283,10 +285,10 @@ def _item(subscriber: Subscriber, version: int) -> dict[str, AttributeValueTypeD
         **_checkout_fields(subscriber.checkout),
         **_subscription_fields(subscriber.subscription),
     )
-    if subscriber.check_at is not None:
-        shard = crc32(subscriber.user_id.encode()) % DUE_SHARDS
-        item |= attributes(GSI1PK=_due_pk(shard), GSI1SK=_due_sk(subscriber.check_at))
-    return item
+    if subscriber.check_at is None:
+        return item
+    shard = crc32(subscriber.user_id.encode()) % DUE_SHARDS
+    return item | attributes(GSI1PK=_due_pk(shard), GSI1SK=_due_sk(subscriber.check_at))
 
 
 def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Subscriber:
@@ -301,6 +303,7 @@ def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Subscriber
         checkout=_checkout_of(item),
         first_key_due=item.get("first_key_due", False),
         first_key_issued=item.get("first_key_issued", False),
+        had_trial=item.get("had_trial", False),
         synced_at=_instant(item.get("synced_at")),
         check_at=_instant(item.get("check_at")),
     )

@@ -1,0 +1,361 @@
+"""Compare what must be equal: meters, request records and roll-ups; our ledger and Stripe; our records and Anthropic.
+
+Nothing is written. What differs is named with both figures. What is no fault but easily overlooked (orphans, estimated
+use, use that was written off) is counted beside, so that it is seen each time somebody looks.
+
+A running user's call may settle between two of our reads, so a user who seems to differ is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+from typing import Final
+
+from tollgate.catalog.loader import Catalog
+from tollgate.domain.ledger import Meter
+from tollgate.domain.rollups import DayRollUp, RowKey, RowKind, Rows, Sums, add_row, day_of, end_of, start_of, total
+from tollgate.domain.sources import Clock
+from tollgate.domain.tokens import TokenCounts
+from tollgate.flows.roll_up_usage import Books, expired_sums
+from tollgate.storage.meters import Meters
+from tollgate.storage.requests import RECORD_SECONDS, RequestPosition, RequestRecord, Requests
+from tollgate.storage.rollups import DayRollUps
+
+LOOKS: Final = 3
+PAUSE_SECONDS: Final = 1.0
+RUNNING_CALL: Final = timedelta(minutes=10)
+"""A call that began so long before a period may have been admitted in it."""
+FIRST_DAY: Final = date(2020, 1, 1)
+"""Before any there can be."""
+NANOUSD_PER_UNIT: Final = 100_000
+"""Overage is billed in hundredths of a cent."""
+TOLD_AFTER: Final = timedelta(hours=2)
+"""How long after a usage period's end Stripe must know all of its overage."""
+
+TOKEN_KINDS: Final = tuple(each.name for each in fields(TokenCounts))
+FIGURES: Final = ("charged_tokens", "written_off_tokens", "requests", *TOKEN_KINDS, "cost_picousd")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two figures that ought to be equal."""
+
+    kind: str
+    """`meter`: a meter and the records of its period; `roll_up`: a day and its records; `sums`: a meter in itself;
+    `stripe`: overage that is owed and overage that Stripe knows of."""
+    tenant_id: str
+    user_id: str
+    place: str
+    """The usage period or the day."""
+    figure: str
+    expected: int
+    """By the records; of Stripe, what is owed."""
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserCheck:
+    """Users, looked through."""
+
+    differences: tuple[Difference, ...] = ()
+    users: int = 0
+    periods: int = 0
+    days: int = 0
+    records: int = 0
+    expired: int = 0
+    """Calls whose owner vanished (orphans)."""
+    expired_tokens: int = 0
+    """Charged for them."""
+    estimated: int = 0
+    estimated_tokens: int = 0
+    written_off_tokens: int = 0
+    unbooked: int = 0
+    """Records whose settlement was left to the sweep."""
+    unswept: int = 0
+    """Open reservations whose owner is dead for sure: the next sweep ends them."""
+
+    def __add__(self, other: UserCheck) -> UserCheck:
+        names = [each.name for each in fields(UserCheck) if each.name != "differences"]
+        counts = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return UserCheck(self.differences + other.differences, **counts)
+
+
+class Reconciler:
+    """Reads only. Raises StoreUnavailableError."""
+
+    def __init__(self, meters: Meters, requests: Requests, days: DayRollUps, catalog: Catalog, clock: Clock) -> None:
+        self._meters = meters
+        self._requests = requests
+        self._days = days
+        self._catalog = catalog
+        self._clock = clock
+
+    def check(self, tenant_id: str, user_id: str) -> UserCheck:
+        """All usage periods and days of a user that are still kept."""
+        for left in reversed(range(LOOKS)):
+            found = self._look(tenant_id, user_id)
+            if not (found.differences and left):
+                return found
+            self._clock.pause(PAUSE_SECONDS)
+        raise AssertionError("unreachable")
+
+    def use_by_day(self, tenant_id: str, user_id: str, first: date, last: date) -> Iterator[tuple[date, RowKey, Sums]]:
+        """Rows of single calls from `first` to `last`, both included, from the records alone."""
+        books = Books(self._meters, self._catalog, tenant_id, user_id)
+        for record in self._records(tenant_id, user_id, start_of(first), end_of(last)):
+            yield day_of(record.began_at), *(books.row_of(record) or books.open_row_of(record))
+        for one in books.expired.values():
+            if first <= day_of(one.swept_at) <= last:
+                yield day_of(one.swept_at), RowKey(RowKind.EXPIRED, one.period_id), expired_sums(one)
+
+    def _look(self, tenant_id: str, user_id: str) -> UserCheck:
+        now = self._now()
+        oldest = now - timedelta(seconds=RECORD_SECONDS)
+        meters = list(self._meters.list_of_user(tenant_id, user_id))
+        books = Books(self._meters, self._catalog, tenant_id, user_id)
+        stored = {each.day: each for each in self._days.list_days(tenant_id, user_id, FIRST_DAY, day_of(now))}
+        read = _Read(tenant_id, user_id, oldest, self._days.find_mark(tenant_id, user_id) or oldest, stored)
+        for record in self._records(tenant_id, user_id, oldest, now + timedelta(hours=1)):
+            read.take(record.began_at, *(books.row_of(record) or books.open_row_of(record)))
+        read.take_expired(books)
+        differences = (*read.compare_days(), *chain.from_iterable(map(read.compare_meter, meters)))
+        differences += tuple(read.unmetered({meter.key.period.id for meter in meters}))
+        return read.summary(differences, meters, now)
+
+    def _records(self, tenant_id: str, user_id: str, since: datetime, before: datetime) -> Iterable[RequestRecord]:
+        pages = self._requests.pages(tenant_id, user_id, RequestPosition(since), RequestPosition(before))
+        return chain.from_iterable(pages)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.now_seconds(), UTC)
+
+
+@dataclass(slots=True)
+class _Read:
+    """What one user's records say, beside what is stored of them."""
+
+    tenant_id: str
+    user_id: str
+    oldest: datetime
+    """Records from here on are all still there."""
+    mark: datetime
+    """All days are complete up to here."""
+    stored: Mapping[date, DayRollUp]
+    remade: dict[date, Rows] = field(default_factory=dict)
+    """What the days ought to hold."""
+    booked: dict[str, Sums] = field(default_factory=dict)
+    """By usage period, what the ledger charged by the records."""
+    expired: Sums = field(default_factory=Sums)
+    all_records: Sums = field(default_factory=Sums)
+    records: int = 0
+    unbooked: int = 0
+
+    def take(self, began_at: datetime, key: RowKey, sums: Sums) -> None:
+        self.records += 1
+        self.all_records += sums
+        if key.kind is RowKind.REQUEST:
+            self._book(key.period_id, sums)
+        else:
+            self.unbooked += 1
+        day = day_of(began_at)
+        if began_at < (self.stored[day].through_at if day in self.stored else self.mark):
+            add_row(self.remade.setdefault(day, {}), key, sums)
+
+    def take_expired(self, books: Books) -> None:
+        for one in books.expired.values():
+            self._book(one.period_id, expired_sums(one))
+            self.expired += expired_sums(one)
+        for day in books.expired_days():
+            if end_of(day) <= self.mark or (day in self.stored and self.stored[day].whole):
+                books.add_expired(self.remade.setdefault(day, {}), day)
+
+    def _book(self, period_id: str, sums: Sums) -> None:
+        self.booked[period_id] = self.booked.get(period_id, Sums()) + sums
+
+    # ---- what differs
+
+    def compare_days(self) -> Iterator[Difference]:
+        """Of the days whose records are all still there."""
+        for day in sorted(self.stored.keys() | self.remade.keys()):
+            if start_of(day) < self.oldest:
+                continue
+            rows = self.remade.get(day, {})
+            found = dict(self.stored[day].rows) if day in self.stored else {}
+            if rows == found:
+                continue
+            told = list(self._differ("roll_up", day.isoformat(), total(rows.values()), total(found.values())))
+            # The same sums in other rows: counted for another model or key.
+            yield from told or [self._difference("roll_up", day.isoformat(), "rows", len(rows), len(found))]
+
+    def compare_meter(self, meter: Meter) -> Iterator[Difference]:
+        place = meter.key.period.id
+        left = meter.quota_tokens - meter.settled_tokens - meter.reserved_tokens
+        if left != meter.remaining_tokens:
+            yield self._difference("sums", place, "remaining_tokens", left, meter.remaining_tokens)
+        if meter.open_count != len(meter.reservations):
+            yield self._difference("sums", place, "open_reservations", len(meter.reservations), meter.open_count)
+        expected = self._expected(meter)
+        if expected is not None:
+            yield from self._differ("meter", place, expected, _sums_of(meter))
+
+    def _expected(self, meter: Meter) -> Sums | None:
+        """By the records, or else by the roll-ups; None where neither is complete."""
+        period = meter.key.period
+        if period.start_at - RUNNING_CALL >= self.oldest:
+            return self.booked.get(period.id, Sums())
+        if self.mark < period.end_at + RUNNING_CALL:
+            return None
+        rows = chain.from_iterable(rolled.rows.items() for rolled in self.stored.values())
+        return total(sums for key, sums in rows if key.period_id == period.id and key.kind is not RowKind.UNBOOKED)
+
+    def unmetered(self, period_ids: set[str]) -> Iterator[Difference]:
+        """Records of a usage period that has no meter."""
+        for period_id in sorted(self.booked.keys() - period_ids):
+            yield from self._differ("meter", period_id, self.booked[period_id], Sums())
+
+    def _differ(self, kind: str, place: str, expected: Sums, found: Sums) -> Iterator[Difference]:
+        for figure in FIGURES:
+            if getattr(expected, figure) != getattr(found, figure):
+                yield self._difference(kind, place, figure, getattr(expected, figure), getattr(found, figure))
+
+    def _difference(self, kind: str, place: str, figure: str, expected: int, found: int) -> Difference:
+        return Difference(kind, self.tenant_id, self.user_id, place, figure, expected, found)
+
+    def summary(self, differences: tuple[Difference, ...], meters: list[Meter], now: datetime) -> UserCheck:
+        return UserCheck(
+            differences,
+            users=1,
+            periods=len(meters),
+            days=len(self.stored),
+            records=self.records,
+            expired=self.expired.expired,
+            expired_tokens=self.expired.charged_tokens,
+            estimated=self.all_records.estimated_requests,
+            estimated_tokens=self.all_records.estimated_tokens,
+            written_off_tokens=sum(meter.written_off_tokens for meter in meters),
+            unbooked=self.unbooked,
+            unswept=sum(len(meter.expired(now.timestamp())) for meter in meters),
+        )
+
+
+def _sums_of(meter: Meter) -> Sums:
+    counts = {name: getattr(meter.counts, name) for name in TOKEN_KINDS}
+    return Sums(
+        requests=meter.settled_requests,
+        charged_tokens=meter.settled_tokens,
+        written_off_tokens=meter.written_off_tokens,
+        cost_picousd=meter.cost_picousd,
+        **counts,
+    )
+
+
+# --- Stripe ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OverageCheck:
+    """One usage period's overage, in hundredths of a cent."""
+
+    tenant_id: str
+    user_id: str
+    period_id: str
+    owed: int
+    told: int | None
+    """What Stripe counts; None: Stripe was not asked, since nothing is owed and nobody is a customer."""
+    final: bool
+    """The period is over for so long that both must be equal."""
+
+    @property
+    def differs(self) -> bool:
+        """While the period runs Stripe may be behind, but never ahead."""
+        told = self.told or 0
+        return told != self.owed if self.final else told > self.owed
+
+    def difference(self) -> Difference:
+        return Difference("stripe", self.tenant_id, self.user_id, self.period_id, "overage", self.owed, self.told or 0)
+
+
+def check_overage(meter: Meter, told: int | None, now: datetime, *, carried_nanousd: int = 0) -> OverageCheck:
+    """`carried_nanousd`: what an earlier period left to this one."""
+    return OverageCheck(
+        tenant_id=meter.key.tenant_id,
+        user_id=meter.key.user_id,
+        period_id=meter.key.period.id,
+        owed=(meter.overage_nanousd + carried_nanousd) // NANOUSD_PER_UNIT,
+        told=told,
+        final=now >= meter.key.period.end_at + TOLD_AFTER,
+    )
+
+
+# --- Anthropic ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One day and model: what we recorded and what Anthropic reports, by kind of token."""
+
+    day: date
+    model: str
+    ours: TokenCounts
+    theirs: TokenCounts
+    estimated: int
+    """Of our calls, those whose counts are estimates."""
+    expired: int
+    """Calls of the day of which we know no counts at all; not split by model."""
+
+    @property
+    def differs(self) -> bool:
+        return self.ours != self.theirs
+
+    @property
+    def tokens(self) -> int:
+        """What Anthropic counts beyond us, all kinds together; below zero: what we count beyond Anthropic."""
+        return sum(getattr(self.theirs, name) - getattr(self.ours, name) for name in TOKEN_KINDS)
+
+    @property
+    def permille(self) -> int | None:
+        """Of what Anthropic counts, rounded toward zero; None where that is nothing."""
+        whole = sum(getattr(self.theirs, name) for name in TOKEN_KINDS)
+        return None if not whole else int(self.tokens * 1000 / whole)
+
+
+def drifts(
+    ours: Iterable[tuple[date, RowKey, Sums]], theirs: Iterable[tuple[date, str, TokenCounts]], catalog: Catalog
+) -> list[Drift]:
+    """Day by day and model by model, both sides under the catalog's name of the model."""
+    recorded: dict[tuple[date, str], Sums] = {}
+    expired: dict[date, int] = {}
+    for day, key, sums in ours:
+        if key.kind is RowKind.EXPIRED:
+            expired[day] = expired.get(day, 0) + sums.expired
+            continue
+        place = day, _named(catalog, key.served_model or key.model or "")
+        recorded[place] = recorded.get(place, Sums()) + sums
+    reported: dict[tuple[date, str], TokenCounts] = {}
+    for day, model, counts in theirs:
+        place = day, _named(catalog, model)
+        reported[place] = _plus(reported.get(place, TokenCounts()), counts)
+    nothing = Sums()
+    return [
+        Drift(
+            day,
+            model,
+            recorded.get((day, model), nothing).counts,
+            reported.get((day, model), TokenCounts()),
+            recorded.get((day, model), nothing).estimated_requests,
+            expired.get(day, 0),
+        )
+        for day, model in sorted(recorded.keys() | reported.keys())
+    ]
+
+
+def _named(catalog: Catalog, model: str) -> str:
+    found = catalog.resolve_model(model)
+    return model if found is None else found.id
+
+
+def _plus(one: TokenCounts, other: TokenCounts) -> TokenCounts:
+    return TokenCounts(*(getattr(one, name) + getattr(other, name) for name in TOKEN_KINDS))

@@ -1,0 +1,216 @@
+"""`tollgate reconcile`: what must be equal, compared. Status 1 when anything differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import date, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import typer
+
+from tollgate.domain.ledger import Meter
+from tollgate.domain.rollups import RowKey, Sums
+from tollgate.flows.reconcile import TOKEN_KINDS, Difference, Drift, OverageCheck, Reconciler, UserCheck
+from tollgate.flows.reconcile import check_overage as check_overage_of
+from tollgate.flows.reconcile import drifts as drifts_of
+from tollgate.providers.anthropic_reports import AnthropicReports, ReportError
+from tollgate.providers.stripe_reports import StripeReports
+from tollgate_cli.deployment import Deployment, Person, day_option, deployed
+from tollgate_cli.figures import count, percent, table_of
+from tollgate_cli.output import FAILED, CommandError, aside, console, print_json
+from tollgate_cli.plans import KeyParameter, Live
+
+app = typer.Typer(help="Compare what must be equal. Reads only.", no_args_is_help=True)
+
+ADMIN_KEY_VARIABLE: Final = "ANTHROPIC_ADMIN_KEY"
+ADMIN_URL_VARIABLE: Final = "ANTHROPIC_BASE_URL"
+MOST_DAYS: Final = 89
+
+OnlyUser = Annotated[str | None, typer.Option("--user", help="Only this user: id or address.", metavar="USER")]
+DIFFERENCE_COLUMNS = ("What", "User", "Period or day", "Figure", "By records", "Found", "Apart")
+
+
+@app.command()
+@deployed
+def ledger(deployment: Deployment, user: OnlyUser = None) -> None:
+    """Meters against request records against roll-ups, for every user."""
+    reader, checked = _reader(deployment), UserCheck()
+    for person in deployment.each_person("Comparing", user):
+        checked += reader.check(person.tenant_id, person.user_id)
+    if deployment.as_json:
+        print_json(asdict(replace(checked, differences=())) | {"differences": list(map(asdict, checked.differences))})
+    else:
+        _print_differences(checked.differences)
+        console().print(_totals(checked))
+        if not checked.differences:
+            console().print(
+                f"[green]No difference:[/] {checked.users:,} users, {checked.periods:,} usage periods,"
+                f" {checked.days:,} days and {checked.records:,} records agree."
+            )
+    _fail_if(checked.differences)
+
+
+@app.command()
+@deployed
+def stripe(
+    deployment: Deployment,
+    user: OnlyUser = None,
+    months: Annotated[int, typer.Option(min=1, max=24, help="Usage periods that ended in the last so many.")] = 2,
+    key_parameter: KeyParameter = None,
+    live: Live = False,
+) -> None:
+    """Overage that our ledger says is owed, against what Stripe's meter counts."""
+    key = deployment.connections.stripe_key(key_parameter, live=live)
+    reports = StripeReports(
+        lambda: key, base_url=deployment.connections.stripe_base_url, http_client=deployment.connections.stripe_wire
+    )
+    meter_id = reports.find_meter(deployment.catalog.billing.meter_event_name)
+    if meter_id is None:
+        raise CommandError("Stripe has no active meter for overage. Run tollgate plans sync first.")
+    since = deployment.now - timedelta(days=31 * months)
+    checks: list[OverageCheck] = []
+    for person in deployment.each_person("Asking Stripe", user):
+        checks += _overage_checks(deployment, reports, meter_id, person, since)
+    differences = tuple(check.difference() for check in checks if check.differs)
+    if deployment.as_json:
+        documents = [asdict(check) | {"differs": check.differs} for check in checks]
+        print_json({"unit": "hundredths of a cent", "periods": documents, "differences": len(differences)})
+    else:
+        columns = ("User", "Period", "Owed", "Stripe counts", "")
+        rows = [
+            (check.user_id, check.period_id, count(check.owed), count(check.told or 0), _verdict(check))
+            for check in checks
+        ]
+        console().print(table_of("Overage in hundredths of a cent", columns, rows, right=columns[2:4]))
+    _fail_if(differences)
+
+
+@app.command()
+@deployed
+def anthropic(
+    deployment: Deployment,
+    since: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], metavar="DAY")] = None,
+    until: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], metavar="DAY")] = None,
+    tolerance: Annotated[int, typer.Option(min=0, max=1000, help="Permille of drift that is no difference.")] = 0,
+) -> None:
+    """Our request records against Anthropic's usage report, by day (UTC) and model: needs ANTHROPIC_ADMIN_KEY."""
+    admin_key = deployment.connections.environ.get(ADMIN_KEY_VARIABLE, "").strip()
+    if not admin_key:
+        raise CommandError(f"Set {ADMIN_KEY_VARIABLE} to an admin key of the Anthropic organisation.")
+    yesterday = deployment.now.date() - timedelta(days=1)
+    last = day_option(until, yesterday)
+    first = day_option(since, last - timedelta(days=6))
+    if not deployment.now.date() - timedelta(days=MOST_DAYS) <= first <= last:
+        raise CommandError(f"Records are kept 90 days: choose --from and --to in the last {MOST_DAYS} days.")
+    base_url = deployment.connections.environ.get(ADMIN_URL_VARIABLE, "https://api.anthropic.com")
+    try:
+        theirs = list(AnthropicReports(lambda: admin_key, base_url).usage(first, last))
+    except ReportError as error:
+        raise CommandError(str(error)) from error
+    found = drifts_of(_our_use(deployment, first, last), theirs, deployment.catalog)
+    different = [drift for drift in found if drift.differs and abs(drift.permille or 1000) > tolerance]
+    if deployment.as_json:
+        print_json({"days": [_drift_document(drift) for drift in found], "differences": len(different)})
+    else:
+        _print_drifts(found)
+    _fail_if(different)
+
+
+def _reader(deployment: Deployment) -> Reconciler:
+    return Reconciler(deployment.meters, deployment.requests, deployment.days, deployment.catalog, deployment.clock)
+
+
+def _fail_if(differences: object) -> None:
+    if differences:
+        raise typer.Exit(FAILED)
+
+
+def _print_differences(differences: tuple[Difference, ...]) -> None:
+    if not differences:
+        return
+    rows = [
+        (each.kind, each.user_id, each.place, each.figure)
+        + (count(each.expected), count(each.found), f"{each.found - each.expected:+,}")
+        for each in differences
+    ]
+    made = table_of(f"{len(rows)} differences", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
+    made.border_style = "red"
+    console().print(made)
+
+
+def _totals(checked: UserCheck) -> Any:  # noqa: ANN401  a table of rich's
+    rows = [
+        ("orphans: calls whose owner vanished", count(checked.expired), count(checked.expired_tokens)),
+        ("calls whose use is an estimate", count(checked.estimated), count(checked.estimated_tokens)),
+        ("settlements that were left to the sweep", count(checked.unbooked), ""),
+        ("written off", "", count(checked.written_off_tokens)),
+        ("open, to be swept", count(checked.unswept), ""),
+    ]
+    return table_of("No faults, but look", ("What", "Calls", "Tokens"), rows, right=("Calls", "Tokens"))
+
+
+def _overage_checks(
+    deployment: Deployment, reports: StripeReports, meter_id: str, person: Person, since: datetime
+) -> Iterator[OverageCheck]:
+    """Of the usage periods of a customer, and of those who owe something and are none."""
+    customer_id = deployment.subscriptions.find(person.tenant_id, person.user_id).customer_id
+    meters: list[Meter] = [
+        meter
+        for meter in deployment.meters.list_of_user(person.tenant_id, person.user_id)
+        if meter.key.period.end_at >= since
+    ]
+    for meter in meters:
+        if customer_id is None:
+            if meter.overage_nanousd:
+                yield check_overage_of(meter, None, deployment.now)
+            continue
+        period = meter.key.period
+        told = reports.overage(meter_id, customer_id, period.start_at, min(period.end_at, deployment.now))
+        if told or meter.overage_nanousd:
+            yield check_overage_of(meter, told, deployment.now)
+
+
+def _verdict(check: OverageCheck) -> str:
+    if check.differs:
+        return "[red]differs[/]"
+    return "equal" if check.told == check.owed else "not all told yet"
+
+
+def _our_use(deployment: Deployment, first: date, last: date) -> Iterator[tuple[date, RowKey, Sums]]:
+    reader = _reader(deployment)
+    for person in deployment.each_person("Reading records"):
+        yield from reader.use_by_day(person.tenant_id, person.user_id, first, last)
+
+
+def _print_drifts(found: list[Drift]) -> None:
+    columns = ("Day", "Model", "Kind", "Recorded", "Anthropic", "Apart", "Drift", "Estimated", "Orphans that day")
+    rows = []
+    for drift in found:
+        for kind in TOKEN_KINDS:
+            ours, theirs = getattr(drift.ours, kind), getattr(drift.theirs, kind)
+            if ours == theirs:
+                continue
+            share = int((theirs - ours) * 1000 / theirs) if theirs else None
+            rows.append(
+                (drift.day.isoformat(), drift.model, kind.removesuffix("_tokens"), count(ours), count(theirs))
+                + (f"{theirs - ours:+,}", percent(share), count(drift.estimated), count(drift.expired))
+            )
+    if rows:
+        console().print(table_of("Drift", columns, rows, right=columns[3:]))
+        aside().print("Calls with the same key outside of this deployment are drift too.", style="dim")
+    else:
+        console().print(f"[green]No drift[/] on {len(found)} days and models.")
+
+
+def _drift_document(drift: Drift) -> dict[str, Any]:
+    return {
+        "day": drift.day.isoformat(),
+        "model": drift.model,
+        "recorded": asdict(drift.ours),
+        "reported": asdict(drift.theirs),
+        "drift_tokens": drift.tokens,
+        "drift_permille": drift.permille,
+        "estimated_requests": drift.estimated,
+        "orphans_of_the_day": drift.expired,
+    }

@@ -1,0 +1,151 @@
+"""`tollgate requests`: a user's calls, newest first, and the calls whose owner vanished."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tollgate.storage.meters import ExpiredReservation
+from tollgate.storage.requests import RequestOutcome, RequestPosition, RequestRecord
+from tollgate_cli.deployment import Deployment, deployed
+from tollgate_cli.figures import count, moment, rfc3339, table_of, usd
+from tollgate_cli.output import CommandError, aside, console, print_json
+from tollgate_cli.users import Named
+
+COLUMNS = ("Began (UTC)", "Model", "Outcome", "In", "Out", "Charged", "Written off", "Cost", "ms", "Key", "Request")
+PAGE = 200
+KEPT = timedelta(days=95)
+"""Longer than DynamoDB takes to delete them."""
+
+
+@deployed
+def requests(
+    deployment: Deployment,
+    user: Named,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at a time.")] = 50,
+    before: Annotated[
+        str | None, typer.Option(help="Only what began before this instant, as JSON spells it.", metavar="INSTANT")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only calls of this model.", metavar="ID")] = None,
+    key: Annotated[str | None, typer.Option(help="Only calls with this key.", metavar="ID")] = None,
+    outcome: Annotated[RequestOutcome | None, typer.Option(help="Only calls that ended so.")] = None,
+    estimated: Annotated[bool, typer.Option("--estimated", help="Only calls whose use is an estimate.")] = False,
+) -> None:
+    """A user's calls, newest first; records are kept 90 days. Orphans, whose records nobody wrote, come below."""
+    person = deployment.person(user)
+    until = deployment.now + timedelta(hours=1) if before is None else _instant(before)
+    pages = deployment.requests.pages(
+        person.tenant_id,
+        person.user_id,
+        RequestPosition(deployment.now - KEPT),
+        RequestPosition(until),
+        newest_first=True,
+        page_size=PAGE,
+    )
+    wanted = (
+        record
+        for record in chain.from_iterable(pages)
+        if (model is None or model in (record.model, record.served_model))
+        and (key is None or record.credential_id == key)
+        and (outcome is None or record.outcome is outcome)
+        and (record.estimated or not estimated)
+    )
+    found = list(islice(wanted, limit + 1))
+    more, found = len(found) > limit, found[:limit]
+    orphans = [each for each in deployment.meters.list_expired(person.tenant_id, person.user_id) if not each.corrected]
+    if deployment.as_json:
+        print_json(
+            {
+                "user_id": person.user_id,
+                "requests": [request_document(record) for record in found],
+                "next_before": rfc3339(found[-1].began_at) if more else None,
+                "orphans": [orphan_document(each) for each in orphans],
+            }
+        )
+        return
+    rows = [_row(record) for record in found]
+    console().print(table_of(f"{len(rows)} calls of {person.user_id}", COLUMNS, rows, right=COLUMNS[3:9]))
+    if orphans:
+        console().print(_orphans(orphans))
+    if more:
+        aside().print(f"There are more: --before {rfc3339(found[-1].began_at)}", soft_wrap=True)
+
+
+def _row(record: RequestRecord) -> tuple[str, ...]:
+    marks = [word for word, applies in (("estimated", record.estimated), ("unbooked", not record.booked)) if applies]
+    return (
+        f"{record.began_at:%Y-%m-%d %H:%M:%S}",
+        record.model,
+        ", ".join([record.outcome.value, *marks]),
+        count(record.prompt_tokens),
+        count(record.counts.output_tokens),
+        count(record.charged_tokens),
+        count(record.written_off_tokens),
+        usd(record.cost_picousd),
+        count(record.duration_ms),
+        escape(record.credential_id),
+        escape(record.request_id),
+    )
+
+
+def _orphans(orphans: list[ExpiredReservation]) -> Any:  # noqa: ANN401  a table of rich's
+    columns = ("Swept (UTC)", "Period", "Held", "Charged", "Written off")
+    rows = [
+        (moment(each.swept_at), each.period_id)
+        + (count(each.amount_tokens), count(each.charged_tokens), count(each.written_off_tokens))
+        for each in orphans
+    ]
+    return table_of(f"{len(rows)} orphans: calls whose owner vanished", columns, rows, right=columns[2:])
+
+
+def request_document(record: RequestRecord) -> dict[str, Any]:
+    """One record as it is exported."""
+    return {
+        "request_id": record.request_id,
+        "user_id": record.user_id,
+        "began_at": rfc3339(record.began_at),
+        "period_id": record.period_id,
+        "plan_id": record.plan_id,
+        "credential_id": record.credential_id,
+        "model": record.model,
+        "served_model": record.served_model,
+        "outcome": record.outcome.value,
+        "estimated": record.estimated,
+        "booked": record.booked,
+        "streamed": record.streamed,
+        "input_tokens": record.counts.input_tokens,
+        "output_tokens": record.counts.output_tokens,
+        "cache_write_5m_tokens": record.counts.cache_write_5m_tokens,
+        "cache_write_1h_tokens": record.counts.cache_write_1h_tokens,
+        "cache_read_tokens": record.counts.cache_read_tokens,
+        "web_searches": record.web_searches,
+        "charged_tokens": record.charged_tokens,
+        "written_off_tokens": record.written_off_tokens,
+        "cost_picousd": record.cost_picousd,
+        "duration_ms": record.duration_ms,
+        "first_byte_ms": record.first_byte_ms,
+        "upstream_request_id": record.upstream_request_id,
+    }
+
+
+def orphan_document(orphan: ExpiredReservation) -> dict[str, Any]:
+    return {
+        "period_id": orphan.period_id,
+        "reservation_id": orphan.reservation_id,
+        "swept_at": rfc3339(orphan.swept_at),
+        "amount_tokens": orphan.amount_tokens,
+        "charged_tokens": orphan.charged_tokens,
+        "written_off_tokens": orphan.written_off_tokens,
+    }
+
+
+def _instant(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise CommandError(f"{text} is no instant; write it like 2026-11-20T12:00:00Z.") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
