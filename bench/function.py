@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ import boto3
 import psutil
 
 from bench.aws import Aws
+from bench.process_stats import cpu_seconds
 from bench.upstream import TEXT
 from dev.engines import find_dynoxide, start_dynoxide, start_ministack
 from dev.processes import Processes
 from dev.provision import TABLE_NAME, ensure_table
-from dev.runtime_api import Chunk, RuntimeApi
+from dev.runtime_api import Buffered, Chunk, Failed, Prelude, RuntimeApi
 from dev.template import Template
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
 from tollgate.domain.principals import MaxTokensPolicy, Profile
@@ -35,6 +37,8 @@ from tollgate.storage.users import Users
 ROOT = Path(__file__).parents[1]
 LAYERS = (ROOT / "layers" / "core", ROOT / "layers" / "stream_runtime")
 CLAUDE = "functions.claude.app.handler"
+MODEL = "claude-haiku-4-5"
+FIRST_TOKEN = b"event: content_block_delta"
 PEPPER = "bench-pepper"
 SECRETS = {"/bench/pepper": PEPPER, "/bench/upstream": "sk-ant-bench"}
 CREDENTIALS = {
@@ -51,11 +55,13 @@ class Surroundings:
 
     aws: Aws
     engine: str
+    engine_url: str
+    table: Table
     upstream_port: int
     api_key: str
     byte_code: Path
 
-    def environment(self, address: str, *, handler: str, timed: bool) -> dict[str, str]:
+    def environment(self, address: str, *, handler: str, timed: bool, counted: bool = True) -> dict[str, str]:
         """The function's variables, with the stop-watch around `handler` if `timed`; byte code comes from a
         folder of its own, so that nothing is compiled at start."""
         return {
@@ -72,7 +78,8 @@ class Surroundings:
             "AWS_LAMBDA_LOG_GROUP_NAME": "bench",
             "AWS_LAMBDA_LOG_STREAM_NAME": "bench",
             **CREDENTIALS,
-            "AWS_ENDPOINT_URL_DYNAMODB": self.aws.url,
+            # The counting stands between; where times matter it stands aside.
+            "AWS_ENDPOINT_URL_DYNAMODB": self.aws.url if counted else self.engine_url,
             "AWS_ENDPOINT_URL_SSM": self.aws.url,
             "STAGE": "bench",
             "CATALOG": str(ROOT / "bench" / "catalog"),
@@ -115,24 +122,26 @@ def surroundings() -> Iterator[Surroundings]:
             aws_secret_access_key="local",
         )
         ensure_table(client, Template(ROOT / "template.yaml"))
-        key = _add_user(Table(client, TABLE_NAME))
-        yield Surroundings(aws, engine.name, port, key, folder / "byte-code")
+        table = Table(client, TABLE_NAME)
+        key = add_user(table)
+        yield Surroundings(aws, engine.name, engine.url, table, port, key, folder / "byte-code")
 
 
-def _add_user(table: Table) -> str:
+def add_user(table: Table, user_id: str = "bench", plan_id: str = "bench") -> str:
+    """A user on a plan of bench/catalog; the secret of their key."""
     now = datetime.now(UTC).replace(microsecond=0)
     secret = mint_api_key(KeyMode.TEST, os.urandom(32))
-    Users(table).create_profile(Profile("main", "bench", "bench", plan_version=1, anchor_at=now))
+    Users(table).create_profile(Profile("main", user_id, plan_id, plan_version=1, anchor_at=now))
     ApiKeys(table).put_key(
         ApiKey(
-            id="bench",
+            id=user_id,
             key_hash=hash_api_key(secret, PEPPER.encode()),
             tenant_id="main",
-            user_id="bench",
+            user_id=user_id,
             mode=KeyMode.TEST,
             last_four=secret[-4:],
             created_at=now,
-            name="bench",
+            name=user_id,
             max_tokens_policy=MaxTokensPolicy.CLAMP,
             revoked_at=None,
         )
@@ -140,19 +149,39 @@ def _add_user(table: Table) -> str:
     return secret
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request as its caller saw it."""
+
+    status: int
+    body: bytes
+    first_byte_seconds: float
+    first_token_seconds: float
+    """To the first piece of text; 0 when there was none."""
+    seconds: float
+
+    @property
+    def is_whole_stream(self) -> bool:
+        return self.status == 200 and b"event: message_stop" in self.body  # noqa: PLR2004
+
+
 class FunctionProcess:
     """One function process behind the Runtime API; `costs` collects what the stop-watch inside it wrote."""
 
-    def __init__(self, around: Surroundings, *, handler: str = CLAUDE, timed: bool = True) -> None:
+    def __init__(
+        self, around: Surroundings, *, handler: str = CLAUDE, timed: bool = True, counted: bool = True
+    ) -> None:
         self._around = around
+        self._timed = timed
         self._api = RuntimeApi()
-        environment = around.environment(self._api.address, handler=handler, timed=timed)
+        environment = around.environment(self._api.address, handler=handler, timed=timed, counted=counted)
         bootstrap = LAYERS[1] / "tollgate_runtime" / "bootstrap"
         self._process = subprocess.Popen(
             [str(bootstrap), sys.executable], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         self.costs: list[dict[str, int]] = []
-        self._lines: list[str] = []
+        self.log_bytes = 0
+        self._lines: deque[str] = deque(maxlen=20)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
@@ -160,39 +189,52 @@ class FunctionProcess:
         except BaseException:
             self.close()
             raise
-        self._stats = psutil.Process(self._process.pid)
+        self.pid = self._process.pid
         self.start_cpu_seconds = self.cpu_seconds
         self.start_rss_bytes = self.rss_bytes
         self._count = 0
 
     @property
     def cpu_seconds(self) -> float:
-        times = self._stats.cpu_times()
-        return float(times.user + times.system)
+        return cpu_seconds(self.pid)
 
     @property
     def rss_bytes(self) -> int:
-        return int(self._stats.memory_info().rss)
+        return int(psutil.Process(self.pid).memory_info().rss)
 
     def stream(self, events: int, pace_ms: int) -> tuple[float, bytes]:
         """(seconds to the first byte, the body) of one streamed message."""
-        text = TEXT.format(events=events, pace_ms=pace_ms)
+        answer = self.send(message_event(self._around.api_key, TEXT.format(events=events, pace_ms=pace_ms)))
+        if not answer.is_whole_stream:
+            raise RuntimeError(f"not a whole stream: {answer.status} {answer.body[:500]!r}\n" + "".join(self._lines))
+        while self._timed and len(self.costs) < self._count and self._reader.is_alive():
+            time.sleep(0.001)
+        return answer.first_byte_seconds, answer.body
+
+    def send(self, event: bytes) -> Answer:
+        """Hands the process one event and reads its answer to the end. RuntimeError when the invocation failed."""
         self._count += 1
-        event = message_event(self._around.api_key, text, self._count)
         began = time.monotonic()
-        first, body = 0.0, bytearray()
+        status, first, token, body = 0, 0.0, 0.0, bytearray()
         invocation = self._api.invoke(
             event, request_id=f"bench-{self._count}", timeout_seconds=120, function_arn="arn:aws:lambda:::function:b"
         )
         for part in invocation.parts(120):
-            if isinstance(part, Chunk):
-                first = first or part.received_at - began
-                body += part.data
-        if b"message_stop" not in body:
-            raise RuntimeError(f"not a whole stream: {bytes(body[:500])!r} {part}\n" + "".join(self._lines[-20:]))
-        while len(self.costs) < self._count and self._reader.is_alive():
-            time.sleep(0.001)
-        return first, bytes(body)
+            match part:
+                case Prelude():
+                    status = part.status_code
+                case Chunk():
+                    first = first or part.received_at - began
+                    body += part.data
+                    if not token and FIRST_TOKEN in body:
+                        token = part.received_at - began
+                case Buffered():
+                    answer = json.loads(part.payload)
+                    status, body = answer["statusCode"], bytearray(answer.get("body", "").encode())
+                    first = time.monotonic() - began
+                case Failed():
+                    raise RuntimeError(f"{part}\n" + "".join(self._lines))
+        return Answer(status, bytes(body), first, token, time.monotonic() - began)
 
     def close(self) -> None:
         self._process.kill()
@@ -209,19 +251,31 @@ class FunctionProcess:
             self._lines.append(text)
             if text.startswith('{"bench"'):
                 self.costs.append(json.loads(text)["bench"])
+            else:
+                self.log_bytes += len(line)
 
 
-def message_event(api_key: str, text: str, number: int) -> bytes:
-    """A function URL event of POST /v1/messages, streamed."""
+def message_event(api_key: str, text: str, *, max_tokens: int = 1024, stream: bool = True) -> bytes:
+    """A function URL event of POST /v1/messages."""
+    return url_event("POST", "/v1/messages", api_key, message_body(text, max_tokens=max_tokens, stream=stream))
+
+
+def message_body(text: str, *, max_tokens: int = 1024, stream: bool = True) -> str:
+    """What a client posts."""
     body = {
-        "model": "claude-haiku-4-5",
-        "max_tokens": 1024,
-        "stream": True,
+        "model": MODEL,
+        "max_tokens": max_tokens,
+        "stream": stream,
         "messages": [{"role": "user", "content": text}],
     }
+    return json.dumps(body)
+
+
+def url_event(method: str, path: str, api_key: str, body: str = "") -> bytes:
+    """An event as function URLs send it."""
     event: dict[str, Any] = {
         "version": "2.0",
-        "rawPath": "/v1/messages",
+        "rawPath": path,
         "rawQueryString": "",
         "headers": {
             "x-api-key": api_key,
@@ -229,8 +283,8 @@ def message_event(api_key: str, text: str, number: int) -> bytes:
             "anthropic-version": "2023-06-01",
             "user-agent": "bench",
         },
-        "requestContext": {"http": {"method": "POST", "path": "/v1/messages"}, "requestId": f"r{number}"},
-        "body": json.dumps(body),
+        "requestContext": {"http": {"method": method, "path": path}, "requestId": "bench"},
+        "body": body,
         "isBase64Encoded": False,
     }
     return json.dumps(event).encode()

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from tollgate_cli import events, plans
+from tollgate_cli import events, notices, plans, reconcile, users
 from tollgate_cli.connections import Connections
+from tollgate_cli.doctor import doctor
+from tollgate_cli.export import export
+from tollgate_cli.keys import keys
+from tollgate_cli.margin import margin
+from tollgate_cli.requests import requests
+from tollgate_cli.usage import usage
 
 app = typer.Typer(
     name="tollgate",
@@ -17,6 +23,11 @@ app = typer.Typer(
 )
 app.add_typer(plans.app, name="plans")
 app.add_typer(events.app, name="events")
+app.add_typer(users.app, name="users")
+app.add_typer(notices.app, name="notices")
+app.add_typer(reconcile.app, name="reconcile")
+for command in (usage, keys, requests, margin, export, doctor):
+    app.command()(command)
 
 
 @app.callback()

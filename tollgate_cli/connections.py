@@ -25,12 +25,12 @@ _LIVE_PREFIXES: Final = ("sk_live_", "rk_live_")
 _TEST_PREFIXES: Final = ("sk_test_", "rk_test_")
 
 
-def _aws_client(service: str) -> Any:  # noqa: ANN401  one of some 400 kinds
+def _aws_client(service: str, **where: str) -> Any:  # noqa: ANN401  one of some 400 kinds
     import boto3  # noqa: PLC0415  half a second, which most commands can save
     from botocore.config import Config  # noqa: PLC0415
 
     retries: Any = {"mode": "standard", "total_max_attempts": 4}
-    return boto3.client(service, config=Config(connect_timeout=5, read_timeout=30, retries=retries))  # type: ignore[call-overload]
+    return boto3.client(service, config=Config(connect_timeout=5, read_timeout=30, retries=retries), **where)  # type: ignore[call-overload]
 
 
 def _now() -> datetime:
@@ -42,7 +42,8 @@ class Connections:
     """What a run of the command is given; the real ones by default."""
 
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    aws_client: Callable[[str], Any] = _aws_client
+    aws_client: Callable[..., Any] = _aws_client
+    """`region_name` and `endpoint_url` may follow the service."""
     stripe_wire: stripe.HTTPClient | None = None
     now: Callable[[], datetime] = _now
 

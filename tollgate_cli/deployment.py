@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from heapq import merge
-from itertools import chain
 from typing import Annotated, Any, Final
 
 import typer
@@ -39,13 +38,16 @@ OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "table": (
         Annotated[
             str | None,
-            typer.Option("--table", envvar="TOLLGATE_TABLE", help="DynamoDB table, instead of the stack's.", metavar="NAME"),
+            typer.Option(
+                "--table", envvar="TOLLGATE_TABLE", help="DynamoDB table, instead of the stack's.", metavar="NAME"
+            ),
         ],
         None,
     ),
     "endpoint_url": (
         Annotated[
-            str | None, typer.Option("--endpoint-url", help="Another DynamoDB, such as that of make dev.", metavar="URL")
+            str | None,
+            typer.Option("--endpoint-url", help="Another DynamoDB, such as that of make dev.", metavar="URL"),
         ],
         None,
     ),
@@ -53,7 +55,8 @@ OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "tenant": (Annotated[str, typer.Option("--tenant", help="Whose users.", metavar="ID")], "main"),
     "catalog": (
         Annotated[
-            str, typer.Option("--catalog", envvar="CATALOG", help="Name of a shipped catalog, or a folder.", metavar="NAME")
+            str,
+            typer.Option("--catalog", envvar="CATALOG", help="Name of a shipped catalog, or a folder.", metavar="NAME"),
         ],
         "default",
     ),
@@ -226,7 +229,7 @@ class Deployment:
 
 
 def deployed(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command of a function whose first argument is a Deployment: with OPTIONS, and with its errors in words."""
+    """Makes a command of a function whose first argument is a Deployment: with OPTIONS, and errors in words."""
     own = inspect.signature(command, eval_str=True)
     _, *parameters = own.parameters.values()
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -248,7 +251,3 @@ def deployed(command: Callable[..., None]) -> Callable[..., None]:
 
 def day_option(value: datetime | None, otherwise: date) -> date:
     return otherwise if value is None else value.replace(tzinfo=UTC).date()
-
-
-def first(*values: Iterator[Any]) -> Any:  # noqa: ANN401  of whatever they are
-    return next(chain(*values), None)

@@ -68,9 +68,7 @@ def export(
     aside().print(f"{written:,} rows written.")
 
 
-def _documents(
-    deployment: Deployment, person: Person, what: What, first: date, last: date
-) -> Iterator[dict[str, Any]]:
+def _documents(deployment: Deployment, person: Person, what: What, first: date, last: date) -> Iterator[dict[str, Any]]:
     match what:
         case What.USERS:
             yield profile_document(deployment.profile(person))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+from rich.markup import escape
 from rich.table import Table
 
 from tollgate.domain.plans import UNLIMITED
@@ -48,6 +49,11 @@ def table_of(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]],
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def said(text: str | None) -> str:
+    """Text that somebody chose, as it may be shown: no markup of ours, no commands for a terminal."""
+    return escape("".join(character if character.isprintable() else "?" for character in text or ""))
 
 
 def safe_cell(value: object) -> object:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-
 from tollgate_cli.deployment import Deployment, deployed
-from tollgate_cli.figures import count, moment, rfc3339, table_of
+from tollgate_cli.figures import count, moment, rfc3339, said, table_of
 from tollgate_cli.output import console, print_json
 from tollgate_cli.users import Named
 
@@ -40,7 +38,7 @@ def keys(deployment: Deployment, user: Named) -> None:
     rows = [
         (
             key.id,
-            escape(key.name),
+            said(key.name),
             f"{key.mode.value}…{key.last_four}",
             key.state_at(now).value,
             count(key.budget_tokens),
@@ -52,4 +50,6 @@ def keys(deployment: Deployment, user: Named) -> None:
         )
         for key in found
     ]
-    console().print(table_of(f"{len(rows)} API keys of {person.user_id}", COLUMNS, rows, right=("Budget", "Per minute")))
+    console().print(
+        table_of(f"{len(rows)} API keys of {person.user_id}", COLUMNS, rows, right=("Budget", "Per minute"))
+    )

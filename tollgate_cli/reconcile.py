@@ -9,14 +9,21 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from tollgate.domain.ledger import Meter
 from tollgate.domain.rollups import RowKey, Sums
-from tollgate.flows.reconcile import TOKEN_KINDS, Difference, Drift, OverageCheck, Reconciler, UserCheck
-from tollgate.flows.reconcile import check_overage as check_overage_of
+from tollgate.flows.reconcile import (
+    TOKEN_KINDS,
+    Difference,
+    Drift,
+    OverageCheck,
+    OverageReconciler,
+    Reconciler,
+    UserCheck,
+)
 from tollgate.flows.reconcile import drifts as drifts_of
 from tollgate.providers.anthropic_reports import AnthropicReports, ReportError
-from tollgate.providers.stripe_reports import StripeReports
-from tollgate_cli.deployment import Deployment, Person, day_option, deployed
+from tollgate.providers.stripe_meter import StripeMeter
+from tollgate.storage.overage import OverageAccounts
+from tollgate_cli.deployment import Deployment, day_option, deployed
 from tollgate_cli.figures import count, percent, table_of
 from tollgate_cli.output import FAILED, CommandError, aside, console, print_json
 from tollgate_cli.plans import KeyParameter, Live
@@ -54,36 +61,35 @@ def ledger(deployment: Deployment, user: OnlyUser = None) -> None:
 @app.command()
 @deployed
 def stripe(
-    deployment: Deployment,
-    user: OnlyUser = None,
-    months: Annotated[int, typer.Option(min=1, max=24, help="Usage periods that ended in the last so many.")] = 2,
-    key_parameter: KeyParameter = None,
-    live: Live = False,
+    deployment: Deployment, user: OnlyUser = None, key_parameter: KeyParameter = None, live: Live = False
 ) -> None:
-    """Overage that our ledger says is owed, against what Stripe's meter counts."""
-    key = deployment.connections.stripe_key(key_parameter, live=live)
-    reports = StripeReports(
-        lambda: key, base_url=deployment.connections.stripe_base_url, http_client=deployment.connections.stripe_wire
+    """Overage that our ledger says is owed, against what Stripe's meter counts and its invoices bill."""
+    connections = deployment.connections
+    key = connections.stripe_key(key_parameter, live=live)
+    reader = OverageReconciler(
+        OverageAccounts(deployment.table),
+        deployment.meters,
+        deployment.subscriptions,
+        StripeMeter(
+            lambda: key,
+            deployment.catalog.billing.meter_event_name,
+            base_url=connections.stripe_base_url,
+            http_client=connections.stripe_wire,
+        ),
+        deployment.clock,
     )
-    meter_id = reports.find_meter(deployment.catalog.billing.meter_event_name)
-    if meter_id is None:
-        raise CommandError("Stripe has no active meter for overage. Run tollgate plans sync first.")
-    since = deployment.now - timedelta(days=31 * months)
     checks: list[OverageCheck] = []
     for person in deployment.each_person("Asking Stripe", user):
-        checks += _overage_checks(deployment, reports, meter_id, person, since)
-    differences = tuple(check.difference() for check in checks if check.differs)
+        checks += reader.check(person.tenant_id, person.user_id)
+    different = [check for check in checks if check.differs]
     if deployment.as_json:
         documents = [asdict(check) | {"differs": check.differs} for check in checks]
-        print_json({"unit": "hundredths of a cent", "periods": documents, "differences": len(differences)})
+        print_json({"unit": "hundredths of a cent", "checks": documents, "differences": len(different)})
     else:
-        columns = ("User", "Period", "Owed", "Stripe counts", "")
-        rows = [
-            (check.user_id, check.period_id, count(check.owed), count(check.told or 0), _verdict(check))
-            for check in checks
-        ]
+        columns = ("User", "What", "Our ledger", "Stripe", "")
+        rows = [(check.user_id, check.place, count(check.owed), count(check.told), _verdict(check)) for check in checks]
         console().print(table_of("Overage in hundredths of a cent", columns, rows, right=columns[2:4]))
-    _fail_if(differences)
+    _fail_if(different)
 
 
 @app.command()
@@ -130,8 +136,15 @@ def _print_differences(differences: tuple[Difference, ...]) -> None:
     if not differences:
         return
     rows = [
-        (each.kind, each.user_id, each.place, each.figure)
-        + (count(each.expected), count(each.found), f"{each.found - each.expected:+,}")
+        (
+            each.kind,
+            each.user_id,
+            each.place,
+            each.figure,
+            count(each.expected),
+            count(each.found),
+            f"{each.found - each.expected:+,}",
+        )
         for each in differences
     ]
     made = table_of(f"{len(rows)} differences", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
@@ -148,27 +161,6 @@ def _totals(checked: UserCheck) -> Any:  # noqa: ANN401  a table of rich's
         ("open, to be swept", count(checked.unswept), ""),
     ]
     return table_of("No faults, but look", ("What", "Calls", "Tokens"), rows, right=("Calls", "Tokens"))
-
-
-def _overage_checks(
-    deployment: Deployment, reports: StripeReports, meter_id: str, person: Person, since: datetime
-) -> Iterator[OverageCheck]:
-    """Of the usage periods of a customer, and of those who owe something and are none."""
-    customer_id = deployment.subscriptions.find(person.tenant_id, person.user_id).customer_id
-    meters: list[Meter] = [
-        meter
-        for meter in deployment.meters.list_of_user(person.tenant_id, person.user_id)
-        if meter.key.period.end_at >= since
-    ]
-    for meter in meters:
-        if customer_id is None:
-            if meter.overage_nanousd:
-                yield check_overage_of(meter, None, deployment.now)
-            continue
-        period = meter.key.period
-        told = reports.overage(meter_id, customer_id, period.start_at, min(period.end_at, deployment.now))
-        if told or meter.overage_nanousd:
-            yield check_overage_of(meter, told, deployment.now)
 
 
 def _verdict(check: OverageCheck) -> str:
@@ -193,8 +185,17 @@ def _print_drifts(found: list[Drift]) -> None:
                 continue
             share = int((theirs - ours) * 1000 / theirs) if theirs else None
             rows.append(
-                (drift.day.isoformat(), drift.model, kind.removesuffix("_tokens"), count(ours), count(theirs))
-                + (f"{theirs - ours:+,}", percent(share), count(drift.estimated), count(drift.expired))
+                (
+                    drift.day.isoformat(),
+                    drift.model,
+                    kind.removesuffix("_tokens"),
+                    count(ours),
+                    count(theirs),
+                    f"{theirs - ours:+,}",
+                    percent(share),
+                    count(drift.estimated),
+                    count(drift.expired),
+                )
             )
     if rows:
         console().print(table_of("Drift", columns, rows, right=columns[3:]))

@@ -7,12 +7,11 @@ from itertools import chain, islice
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tollgate.storage.meters import ExpiredReservation
 from tollgate.storage.requests import RequestOutcome, RequestPosition, RequestRecord
 from tollgate_cli.deployment import Deployment, deployed
-from tollgate_cli.figures import count, moment, rfc3339, table_of, usd
+from tollgate_cli.figures import count, moment, rfc3339, said, table_of, usd
 from tollgate_cli.output import CommandError, aside, console, print_json
 from tollgate_cli.users import Named
 
@@ -87,16 +86,21 @@ def _row(record: RequestRecord) -> tuple[str, ...]:
         count(record.written_off_tokens),
         usd(record.cost_picousd),
         count(record.duration_ms),
-        escape(record.credential_id),
-        escape(record.request_id),
+        said(record.credential_id),
+        said(record.request_id),
     )
 
 
 def _orphans(orphans: list[ExpiredReservation]) -> Any:  # noqa: ANN401  a table of rich's
     columns = ("Swept (UTC)", "Period", "Held", "Charged", "Written off")
     rows = [
-        (moment(each.swept_at), each.period_id)
-        + (count(each.amount_tokens), count(each.charged_tokens), count(each.written_off_tokens))
+        (
+            moment(each.swept_at),
+            each.period_id,
+            count(each.amount_tokens),
+            count(each.charged_tokens),
+            count(each.written_off_tokens),
+        )
         for each in orphans
     ]
     return table_of(f"{len(rows)} orphans: calls whose owner vanished", columns, rows, right=columns[2:])

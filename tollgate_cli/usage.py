@@ -15,7 +15,19 @@ from tollgate_cli.figures import count, moment, rfc3339, table_of, usd
 from tollgate_cli.output import console, print_json
 from tollgate_cli.users import Named
 
-PERIOD_COLUMNS = ("Period", "Plan", "Used", "Quota", "Overage", "Owed", "Held", "Written off", "Requests", "Cost", "Ends")
+PERIOD_COLUMNS = (
+    "Period",
+    "Plan",
+    "Used",
+    "Quota",
+    "Overage",
+    "Owed",
+    "Held",
+    "Written off",
+    "Requests",
+    "Cost",
+    "Ends",
+)
 DAY_COLUMNS = ("Day", "Requests", "Charged", "Written off", "Estimated", "Orphans", "Unbooked", "Cost")
 
 
@@ -31,7 +43,9 @@ def usage(
     by_day = _by_day(deployment, person, days)
     if deployment.as_json:
         documents = [{"day": day.isoformat(), **document} for day, document in by_day.items()]
-        print_json({"user_id": person.user_id, "periods": [period_document(each) for each in meters], "days": documents})
+        print_json(
+            {"user_id": person.user_id, "periods": [period_document(each) for each in meters], "days": documents}
+        )
         return
     rows = [_period_row(meter) for meter in meters]
     console().print(table_of(f"Usage periods of {person.user_id}", PERIOD_COLUMNS, rows, right=PERIOD_COLUMNS[2:-1]))
@@ -44,9 +58,7 @@ def _by_day(deployment: Deployment, person: Person, days: int) -> dict[date, dic
     if not days:
         return {}
     today = deployment.now.date()
-    reader = Reconciler(
-        deployment.meters, deployment.requests, deployment.days, deployment.catalog, deployment.clock
-    )
+    reader = Reconciler(deployment.meters, deployment.requests, deployment.days, deployment.catalog, deployment.clock)
     found: dict[date, dict[RowKind, list[Sums]]] = {}
     for day, key, sums in reader.use_by_day(person.tenant_id, person.user_id, today - timedelta(days=days - 1), today):
         found.setdefault(day, {}).setdefault(key.kind, []).append(sums)

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tollgate.domain.notices import used_percent
 from tollgate.domain.periods import period_at
@@ -14,7 +13,7 @@ from tollgate.domain.principals import Account, Profile
 from tollgate.domain.subscriptions import Subscriber
 from tollgate.flows.ledger import account_key
 from tollgate_cli.deployment import Deployment, Person, deployed
-from tollgate_cli.figures import count, moment, rfc3339, table_of
+from tollgate_cli.figures import count, moment, rfc3339, said, table_of
 from tollgate_cli.output import CommandError, aside, console, print_json
 
 app = typer.Typer(help="Look up users.", no_args_is_help=True)
@@ -31,7 +30,8 @@ def list_command(
     plan: Annotated[str | None, typer.Option(help="Only users of this plan.", metavar="ID")] = None,
 ) -> None:
     """Users in the order in which they came."""
-    rows, last, more = [], "", False
+    rows: list[Profile] = []
+    last, more = "", False
     for person in deployment.people(after=after):
         profile = deployment.users.find_profile(person.tenant_id, person.user_id)
         if profile is None or (plan is not None and profile.plan_id != plan):
@@ -39,19 +39,19 @@ def list_command(
         if len(rows) == limit:
             more = True
             break
-        rows.append((person, profile))
+        rows.append(profile)
         last = person.place
     if deployment.as_json:
-        users = [profile_document(profile) for _, profile in rows]
+        users = [profile_document(profile) for profile in rows]
         print_json({"users": users, "next_after": last if more else None})
         return
     lines = [
-        (profile.user_id, profile.email or "", profile.plan_id, standing(profile), moment(profile.created_at))
-        for _, profile in rows
+        (profile.user_id, said(profile.email), profile.plan_id, standing(profile), moment(profile.created_at))
+        for profile in rows
     ]
     console().print(table_of(f"{len(lines)} users", ("User", "E-mail", "Plan", "Standing", "Since"), lines))
     if more:
-        aside().print(f"There are more: --after '{escape(last)}'", soft_wrap=True)
+        aside().print(f"There are more: --after '{said(last)}'", soft_wrap=True)
 
 
 @app.command()
@@ -89,7 +89,7 @@ def _show(deployment: Deployment, person: Person) -> None:
     remote = subscriber.subscription
     lines = {
         "User": profile.user_id,
-        "E-mail": f"{profile.email or ''}{'' if profile.email_verified else ' (not confirmed)'}",
+        "E-mail": f"{said(profile.email)}{'' if profile.email_verified else ' (not confirmed)'}",
         "Since": moment(profile.created_at),
         "Plan": f"{profile.plan_id} (version {profile.plan_version})",
         "Standing": standing(profile),
@@ -104,7 +104,7 @@ def _show(deployment: Deployment, person: Person) -> None:
         "API keys": str(keys),
         "Notices": ", ".join(f"{each.notice.threshold_percent} % ({each.notice.period.id})" for each in notices[-6:]),
     }
-    made = table_of("", ("", ""), [(name, escape(text)) for name, text in lines.items()])
+    made = table_of("", ("", ""), list(lines.items()))
     made.show_header = False
     console().print(made)
 

@@ -87,7 +87,7 @@ class Store:
         """A new object, in no list yet."""
         made = blank(self.contract, kind)
         made["object"] = kind
-        if "id" in made:
+        if "id" in made and "id" not in fields:
             made["id"] = self.id_for(kind)
         if "created" in made:
             made["created"] = self.now

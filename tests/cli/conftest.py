@@ -23,9 +23,14 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEY = "sk_test_canary"
 
 
-def aws_client(service: str) -> Any:  # noqa: ANN401  any of boto3's
+def aws_client(service: str, *, region_name: str = "us-east-1", **where: str) -> Any:  # noqa: ANN401  any of boto3's
     return boto3.client(
-        service, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x", aws_session_token="x"
+        service,
+        region_name=region_name,
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+        aws_session_token="x",
+        **where,
     )  # type: ignore[call-overload]
 
 

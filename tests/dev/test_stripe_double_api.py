@@ -247,6 +247,33 @@ def test_what_is_named_can_be_expanded_and_nothing_else(account: Account) -> Non
         account.api.v1.subscriptions.retrieve(subscription, {"expand": ["a.b.c.d.e"]})
 
 
+def test_an_invoice_can_be_made_by_hand(account: Account) -> None:
+    account.world.add_card(account.customer)
+    owed: Any = {"customer": account.customer, "amount": 700, "currency": "usd"}
+    account.api.v1.invoice_items.create(owed)
+    included: Any = {"customer": account.customer, "pending_invoice_items_behavior": "include"}
+    made = account.api.v1.invoices.create(included)
+    account.api.v1.invoice_items.create(owed | {"amount": 50, "invoice": made.id})
+    assert account.api.v1.invoices.pay(made.id).amount_paid == 750
+    with pytest.raises(stripe.InvalidRequestError, match="no longer editable"):
+        account.api.v1.invoice_items.create(owed | {"invoice": made.id})
+
+
+def test_reading_changes_nothing_that_comes_after(account: Account) -> None:
+    """The local stack does what was done again after a restart, and keeps no note of what was read."""
+    reader, other = Account(seed=9), Account(seed=9)
+    subscription = reader.subscribe()
+    assert other.subscribe() == subscription
+    endpoint: Any = {"url": "https://shop.example/hook", "enabled_events": ["*"]}
+    assert reader.api.v1.webhook_endpoints.create(endpoint).id == other.api.v1.webhook_endpoints.create(endpoint).id
+    reads = [key.removeprefix("GET ") for key in reader.world.served if key.startswith("GET ")]
+    for path in reads:
+        status, _ = ask(reader.world, "GET", path.replace("{subscription_exposed_id}", subscription))
+        assert status in (200, 400, 404), path
+    assert reader.api.v1.customers.create().id == other.api.v1.customers.create().id
+    assert (reader.api.v1.accounts.retrieve_current().id, reader.faults()) == ("acct_1", [])
+
+
 def test_subscriptions_are_listed_by_status(account: Account) -> None:
     ended, live = account.subscribe(), account.subscribe()
     account.api.v1.subscriptions.cancel(ended)

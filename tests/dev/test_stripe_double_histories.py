@@ -26,7 +26,8 @@ class History:
         self.account = Account(seed=seed, last_by=self.rng.choice(["arrival", "timestamp"]))
         outcome = self.rng.choice(["canceled", "unpaid", "past_due", "paused"])
         self.account.world.invoices.dunning = Dunning(outcome=outcome, pause_at_first_failure=self.rng.random() < 0.2)
-        self.coupon = self.account.api.v1.coupons.create({"percent_off": 33, "duration": "repeating", **_THREE_MONTHS})
+        offer: Any = {"percent_off": 33, "duration": "repeating", "duration_in_months": 3}
+        self.coupon = self.account.api.v1.coupons.create(offer)
 
     def step(self) -> None:
         """One thing that somebody does. Stripe may refuse it; the double must not break."""
@@ -39,7 +40,7 @@ class History:
             action()
 
     def any_subscription(self) -> str:
-        found = [one["id"] for one in self.account.world.all("subscription")]
+        found = [str(one["id"]) for one in self.account.world.all("subscription")]
         return self.rng.choice(found or ["sub_none"])
 
     def buy(self) -> None:
@@ -116,9 +117,6 @@ class History:
 
     def wait(self) -> None:
         self.account.wait(timedelta(seconds=self.rng.randint(1, 40 * 86_400)))
-
-
-_THREE_MONTHS: Any = {"duration_in_months": 3}
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -111,6 +111,7 @@ class World(LedgerWorld):
             requests=Requests(table),
             clock=self,
             journal=self.journal,
+            note_active=ActivityNotes(Activity(table), self, lambda *_: None).note,
             note_standing=lambda _: None,
             note_use=self.noted.append,
         )

@@ -92,6 +92,16 @@ def test_every_outcome_that_leaves_a_record_is_counted_by_name() -> None:
         assert Sums(**{name: 1}).outcomes == {name: 1}
 
 
+def test_a_year_of_days_costs_four_reads_and_no_write() -> None:
+    """However many days there are: the mark, the days, the expired reservations, the records since the mark."""
+    world = UsageWorld()
+    world.put(*(a_record(NOW - timedelta(days=day)) for day in range(1, 60)))
+    world.days(TODAY - timedelta(days=365), TODAY)
+    world.client.calls.clear()
+    world.days(TODAY - timedelta(days=365), TODAY)
+    assert world.client.calls == ["GetItem", "Query", "Query", "Query"]
+
+
 # --- Watermarks
 
 
@@ -130,7 +140,8 @@ def test_rolling_up_again_changes_nothing() -> None:
     assert sorted((sk, str(item)) for _, sk, item in world.memory.items()) == before
 
 
-def test_a_run_killed_at_any_call_and_run_again_counts_each_record_once() -> None:
+@pytest.mark.parametrize("hours_later", [0, 3])
+def test_a_run_killed_at_any_call_and_run_again_counts_each_record_once(hours_later: int) -> None:
     expected = {date(2026, 11, 18): 150 * 12, date(2026, 11, 19): 150 * 24, TODAY: 150 * 12}
     for call in range(12):
         for fate in (Fate.NEVER_ARRIVED, Fate.APPLIED_NEVER_ANSWERED):
@@ -142,6 +153,7 @@ def test_a_run_killed_at_any_call_and_run_again_counts_each_record_once() -> Non
             except StoreUnavailableError:
                 assert world.days(date(2026, 11, 18), TODAY) == expected, call
             world.client.heal()
+            world.advance(hours=hours_later)
             world.roll_ups.roll_up_days("main", "u1")
             world.advance(days=2)
             world.roll_ups.roll_up_days("main", "u1")
@@ -154,7 +166,7 @@ def test_a_run_that_another_overtakes_counts_nothing_twice() -> None:
     for call in range(1, 12):
         world = UsageWorld()
         world.put(*(a_record(NOW - timedelta(hours=hour)) for hour in range(1, 49)))
-        _interrupt(world, call, lambda world=world: world.new_roll_ups().roll_up_days("main", "u1"))  # type: ignore[misc]
+        _interrupt(world, call, lambda world=world: world.new_roll_ups().roll_up_days("main", "u1"))
         world.roll_ups.roll_up_days("main", "u1")
         world.advance(days=2)
         world.roll_ups.roll_up_days("main", "u1")
@@ -349,6 +361,24 @@ def test_a_running_day_can_be_made_anew_and_goes_on() -> None:
     assert world.days(TODAY, TODAY) == {TODAY: 120 * 150}
 
 
+def test_a_day_made_anew_by_a_clock_that_is_behind_loses_nothing() -> None:
+    world = UsageWorld()
+    world.put(a_record(NOW - timedelta(seconds=ROLL_UP_LAG_SECONDS + 3)))
+    world.roll_ups.roll_up_days("main", "u1")
+    world.advance(seconds=-5)
+    world.roll_ups.rebuild_day("main", "u1", TODAY)
+    assert world.days(TODAY, TODAY) == {TODAY: 150}
+
+
+def test_a_sweep_told_too_late_for_its_day_is_shown_as_long_as_its_record_is_there() -> None:
+    world = UsageWorld()
+    world.put(a_record(NOW - timedelta(hours=14)), a_record(NOW - timedelta(hours=11)))
+    world.roll_ups.roll_up_days("main", "u1", until=NOW - timedelta(hours=13))
+    world.roll_ups.roll_up_days("main", "u1")
+    world.put_expired(NOW - timedelta(hours=12, minutes=30))
+    assert world.days(YESTERDAY, YESTERDAY) == {YESTERDAY: 450}
+
+
 @pytest.mark.parametrize(("days_ago", "there"), [(89, True), (90, False), (91, False)])
 def test_a_day_whose_records_are_gone_is_not_made_anew(days_ago: int, there: bool) -> None:
     world = UsageWorld()
@@ -366,7 +396,7 @@ def test_a_day_whose_records_are_gone_is_not_made_anew(days_ago: int, there: boo
 
 @pytest.mark.parametrize("seed", range(25))
 def test_days_are_the_sums_of_their_records_whenever_and_however_often_they_are_rolled_up(seed: int) -> None:
-    """Records come and are rolled up in turn, each as late as it may land; in the end they are gone, and all is told."""
+    """Records come and are rolled up in turn, each as late as it may land; in the end they are gone and all is told."""
     rng, world = random.Random(seed), UsageWorld(datetime(2026, 11, 18, 20, tzinfo=UTC))
     expected: dict[date, int] = {}
     waiting: list[tuple[float, datetime]] = []

@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.support.clocks import FakeClock
-from tests.support.ledger_world import Counting
-from tests.support.moto_table import CountedTable, moto_table
-from tests.support.request_records import CATALOG, HAIKU, NOW, SONNET, a_record
+from tests.support.request_records import CATALOG, HAIKU, NOW, SONNET, UsageWorld, a_record
 from tollgate.domain.rollups import RowKind, total
-from tollgate.flows.roll_up_usage import UsageRollUps
-from tollgate.flows.usage_reports import READ_AT_MOST, READ_AT_ONCE, CallPage, UsageReports, Wanted
-from tollgate.storage.meters import Meters
-from tollgate.storage.requests import RequestOutcome, RequestPosition, Requests
-from tollgate.storage.rollups import DayRollUps
-from tollgate.storage.table import attributes
+from tollgate.flows.usage_reports import CallPage, UsageReports, Wanted
+from tollgate.storage.requests import RequestOutcome, RequestPosition
 
 EVER = Wanted(datetime(2020, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC))
 
 
-@dataclass
-class World:
-    """What `u1` did, on moto."""
+class World(UsageWorld):
+    """What `u1` did."""
 
-    table: CountedTable
-    reports: UsageReports
-
-    def put(self, began_at: datetime, **changes: Any) -> str:  # noqa: ANN401  any field of RequestRecord
+    def add(self, began_at: datetime, **changes: Any) -> str:  # noqa: ANN401  any field of RequestRecord
         record = a_record(began_at, **changes)
-        Requests(self.table).put(record)
+        self.put(record)
         return record.request_id
 
     def expire(self, swept_at: datetime, name: str, outcome: str = "expired") -> str:
-        self.table.client.put_item(
-            TableName=self.table.name,
-            Item=attributes(
-                PK="TENANT#main#USER#u1",
-                SK=f"EXPIRED#2026-11#{name}#n",
-                Type="ExpiredReservation",
-                amount=700,
-                charged=300,
-                written_off=400,
-                outcome=outcome,
-                swept_at=int(swept_at.timestamp()),
-            ),
-        )
-        return f"~{name}.n"
+        self.put_expired(swept_at, reservation=name, outcome=outcome)
+        return f"~{name}.n1"
+
+    def bounded(self, **bounds: int) -> UsageReports:
+        return UsageReports(self.roll_ups, self.requests, self.meters, CATALOG, self, **bounds)
 
     def walk(self, wanted: Wanted, limit: int, *, oldest_first: bool = False) -> list[list[str]]:
         """Names of the calls of each page, to the end."""
@@ -73,11 +52,8 @@ def names(page: CallPage) -> list[str]:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with moto_table(monkeypatch) as table:
-        clock, requests, meters = FakeClock(NOW.timestamp()), Requests(table), Meters(table)
-        roll_ups = UsageRollUps(requests, DayRollUps(table), meters, CATALOG, clock, Counting())
-        yield World(table, UsageReports(roll_ups, requests, meters, CATALOG, clock))
+def world() -> World:
+    return World()
 
 
 def test_no_calls_are_one_empty_page(world: World) -> None:
@@ -86,7 +62,7 @@ def test_no_calls_are_one_empty_page(world: World) -> None:
 
 @pytest.mark.parametrize("calls", [4, 5, 6])
 def test_a_page_says_honestly_whether_there_is_another(world: World, calls: int) -> None:
-    told = [world.put(NOW - timedelta(seconds=number)) for number in range(calls)]
+    told = [world.add(NOW - timedelta(seconds=number)) for number in range(calls)]
     page = world.reports.newest_calls("main", "u1", EVER, None, 5)
     assert names(page) == told[:5]
     assert (page.next is not None) is (calls > 5)
@@ -101,7 +77,7 @@ def test_pages_tell_every_call_once_and_in_order_crashed_ones_among_them(world: 
         if rng.random() < 0.3:
             told.append((at, world.expire(at, f"r{number}", rng.choice(["expired", "corrected"]))))
         else:
-            told.append((at, world.put(at, request_id=f"req_{number}")))
+            told.append((at, world.add(at, request_id=f"req_{number}")))
     for limit in (1, 7, 60, 100):
         newest = [name for page in world.walk(EVER, limit) for name in page]
         oldest = [name for page in world.walk(EVER, limit, oldest_first=True) for name in page]
@@ -129,11 +105,10 @@ def test_a_filter_tells_what_fits_and_nothing_else(world: World, choose: Callabl
         at = NOW - timedelta(seconds=number)
         model, key = rng.choice([HAIKU, SONNET]), rng.choice(["key_1", "key_2"])
         outcome = rng.choice([RequestOutcome.COMPLETE, RequestOutcome.TRUNCATED])
-        name = world.put(at, model=model, credential_id=key, outcome=outcome)
-        inside = wanted.since <= at < wanted.before
-        if inside and wanted.model in (None, model) and wanted.key_id in (None, key):
-            if wanted.outcome in (None, outcome.value):
-                fits.append((at, name))
+        name = world.add(at, model=model, credential_id=key, outcome=outcome)
+        asked = (wanted.model, model), (wanted.key_id, key), (wanted.outcome, outcome.value)
+        if wanted.since <= at < wanted.before and all(one in (None, other) for one, other in asked):
+            fits.append((at, name))
     for number, outcome_name in enumerate(["expired", "corrected", "expired"]):
         at = NOW - timedelta(seconds=15, milliseconds=number)
         name = world.expire(at, f"r{number}", outcome_name)
@@ -143,21 +118,22 @@ def test_a_filter_tells_what_fits_and_nothing_else(world: World, choose: Callabl
 
 
 def test_a_filter_that_hardly_anything_fits_reads_no_more_than_its_bound(world: World) -> None:
-    last = world.put(NOW - timedelta(days=1), model=SONNET)
-    for number in range(READ_AT_MOST + 10):
-        world.put(NOW - timedelta(seconds=number))
-    world.table.calls.clear()
+    reports = world.bounded(read_at_most=40, read_at_once=10)
+    last = world.add(NOW - timedelta(days=1), model=SONNET)
+    for number in range(50):
+        world.add(NOW - timedelta(seconds=number))
+    world.client.calls.clear()
     wanted = Wanted(EVER.since, EVER.before, model=SONNET)
-    page = world.reports.newest_calls("main", "u1", wanted, None, 20)
+    page = reports.newest_calls("main", "u1", wanted, None, 20)
     assert names(page) == []
     assert page.next is not None, "there is more to look at, and it says so"
-    assert world.table.calls["Query"] == READ_AT_MOST // READ_AT_ONCE + 1
-    assert names(world.reports.newest_calls("main", "u1", wanted, page.next, 20)) == [last]
+    assert world.client.calls == ["Query"] * (1 + 4)
+    assert names(reports.newest_calls("main", "u1", wanted, page.next, 20)) == [last]
 
 
 def test_a_call_tells_what_the_ledger_charged(world: World) -> None:
-    world.put(NOW)
-    world.put(NOW - timedelta(seconds=1), booked=False, reservation_id="r9", nonce="n", charged_tokens=150)
+    world.add(NOW)
+    world.add(NOW - timedelta(seconds=1), booked=False, reservation_id="r9", nonce="n1", charged_tokens=150)
     world.expire(NOW - timedelta(seconds=2), "r9")
     calls = world.reports.newest_calls("main", "u1", EVER, None, 5).calls
     assert [(call.key.kind, call.sums.charged_tokens) for call in calls] == [
@@ -171,7 +147,7 @@ def test_buckets_hold_what_began_in_them(world: World) -> None:
     start, width = NOW.replace(minute=0), timedelta(hours=1)
     edges = [start, start + width - timedelta(microseconds=1), start + width, start + 2 * width]
     for at in edges:
-        world.put(at)
+        world.add(at)
     world.expire(start + timedelta(minutes=5), "r1")
     found = world.reports.buckets("main", "u1", start, start + 2 * width, width)
     assert found.through_at == start + 2 * width
@@ -181,13 +157,10 @@ def test_buckets_hold_what_began_in_them(world: World) -> None:
     }
 
 
-def test_buckets_beyond_what_may_be_read_are_left_for_the_next_page(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tollgate.flows.usage_reports.BUCKET_RECORDS_AT_MOST", 5)
+def test_buckets_beyond_what_may_be_read_are_left_for_the_next_page(world: World) -> None:
     width = timedelta(minutes=1)
     for number in range(12):
-        world.put(NOW + number * timedelta(seconds=15))
-    found = world.reports.buckets("main", "u1", NOW, NOW + 3 * width, width)
+        world.add(NOW + number * timedelta(seconds=15))
+    found = world.bounded(bucket_records_at_most=5).buckets("main", "u1", NOW, NOW + 3 * width, width)
     assert found.through_at == NOW + 2 * width
     assert [total(rows.values()).requests for rows in found.rows.values()] == [4, 4]

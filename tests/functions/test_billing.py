@@ -111,7 +111,7 @@ def test_a_checkout_names_the_user_by_a_customer_that_was_stored_first(billing: 
     stored = billing.subscriber()
     assert session["customer"] == stored.customer_id
     assert billing.app.api.tools.subscriptions.find_customer(stored.customer_id) == ("main", billing.ada)
-    assert billing.world.find(stored.customer_id)["metadata"] == {
+    assert billing.world.find(stored.customer_id or "")["metadata"] == {
         "tollgate_tenant": "main",
         "tollgate_user": billing.ada,
     }
@@ -147,7 +147,7 @@ def test_each_user_has_one_trial(billing: BillingFunction) -> None:
 
 def test_a_customer_that_is_deleted_takes_no_second_trial(billing: BillingFunction) -> None:
     billing.subscribe("pro")
-    customer_id = billing.subscriber().customer_id
+    customer_id = billing.subscriber().customer_id or ""
     billing.world.delete_customer(customer_id)
     billing.sync()
     status = billing.subscribe("pro")

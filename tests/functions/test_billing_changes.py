@@ -95,7 +95,7 @@ def test_asking_again_for_what_is_so_already_changes_and_costs_nothing(billing: 
 
 def test_a_change_whose_payment_fails_changes_nothing_until_it_is_paid(billing: BillingFunction) -> None:
     on_pro(billing)
-    customer_id = billing.subscriber().customer_id
+    customer_id = billing.subscriber().customer_id or ""
     billing.world.fail_payments(customer_id, True)
     body = changed(billing, "team")
     assert body["effect"] == "now"

@@ -122,7 +122,8 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("fault", [*ONE_CALL, Fault.RATE_LIMITED])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [Fault.LOST_BEFORE, Fault.LOST_AFTER, Fault.RATE_LIMITED])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_that_broke_off_anywhere_is_healed_by_asking_again(
     billing: BillingFunction, name: str, fault: Fault

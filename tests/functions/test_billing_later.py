@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.billing_function import BillingFunction, billing_function
+from tests.support.billing_function import RETURN_URL, BillingFunction, billing_function
 
 MONTH = timedelta(days=31, hours=2)
 
@@ -95,7 +94,6 @@ def test_what_is_given_up_ends_with_what_is_paid_for(billing: BillingFunction) -
     status = billing.sync()
     assert (status["plan"]["id"], status["subscription"]["state"]) == ("free", "canceled")
     assert (status["subscription"]["ends_at"], status["subscription"]["renews_at"]) == (None, None)
-    assert billing.subscribe("team")["plan"]["id"] == "team"
 
 
 # --- A payment fails ------------------------------------------------------------------------------------------------
@@ -109,16 +107,11 @@ def test_who_owes_a_payment_pays_it_before_anything_else_is_bought(billing: Bill
     assert status["subscription"]["state"] == "past_due"
     assert status["plan"]["id"] == "team"  # the grace
     assert status["overage"]["allowed"] is False
-    since, ends = (datetime.fromisoformat(text) for text in (status["period"]["start_at"], grace_of(status)))
-    assert timedelta(days=6) < ends - since < timedelta(days=8, hours=3)
+    grace = datetime.fromisoformat(status["subscription"]["grace_ends_at"]) - billing.world.now
+    assert timedelta(days=5) < grace <= timedelta(days=7)
     for answer in (billing.change("pro"), billing.change("team", "year", preview=True)):
         assert (answer.status, answer.code) == (409, "subscription_not_active")
         assert "/billing/portal" in answer.body["error"]["message"]
     assert billing.order("team").code == "already_subscribed"
     assert billing.ask("POST", "/billing/portal", {"return_url": RETURN_URL}).status == 201
     assert billing.change("free").body["effect"] == "at_period_end"
-
-
-def grace_of(status: Any) -> str:  # noqa: ANN401
-    text: str = status["subscription"]["grace_ends_at"]
-    return text

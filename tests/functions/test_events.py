@@ -127,6 +127,9 @@ CASES = {
     "claude-model-unknown": Case(404, "model_not_found"),
     "claude-models": Case(200, has=('"has_more"', '"claude-haiku-4-5"')),
     "claude-simple-stream": Case(200, has=("event: message_stop", "event: usage")),
+    "claude-cost-report": Case(200, has=('"starting_at":"2026-11-01T00:00:00Z"', '"has_more"')),
+    "claude-cost-report-by-hour": Case(400, "invalid_field"),
+    "claude-usage-report": Case(200, has=('"starting_at":"2026-11-01T00:00:00Z"', '"next_page":"page_')),
     "claude-unknown-route": Case(404, "not_found"),
     "claude-wrong-method": Case(405, "method_not_allowed"),
     "stripe_webhook-forged": Case(400, "invalid_request"),
@@ -136,6 +139,11 @@ CASES = {
     "stripe_webhook-unknown-type": Case(200, has=('"unknown_type"',)),
     "usage-current": Case(200, has=('"remaining"',)),
     "usage-current-no-authorizer": Case(401, "invalid_credentials"),
+    "usage-daily": Case(200, has=('"group_by":"model"', '"date":"2026-11-20"', '"exact":true')),
+    "usage-daily-wrong-order": Case(400, "invalid_field"),
+    "usage-export": Case(200, has=("at,id,kind,outcome",)),
+    "usage-requests": Case(200, has=('"data":[]', '"has_more":false')),
+    "usage-requests-foreign-cursor": Case(400, "invalid_field"),
 }
 """Of the events over HTTP; `usage_reset` answers to nobody, and a trigger to Cognito."""
 QUIET = {

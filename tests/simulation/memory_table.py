@@ -229,7 +229,7 @@ class MemoryTable:
         return answer
 
     def _query(self, request: Request) -> Answer:
-        """Whole answers in one page; the pages of a real engine are storage's own tests' business."""
+        """Whole answers in one page unless a Limit is given; a megabyte's end is storage's own tests' business."""
         unknown = request.keys() - {
             "TableName",
             "IndexName",
@@ -239,6 +239,7 @@ class MemoryTable:
             "ConsistentRead",
             "ScanIndexForward",
             "Limit",
+            "ExclusiveStartKey",
             "ReturnConsumedCapacity",
         }
         if unknown:
@@ -248,9 +249,18 @@ class MemoryTable:
         condition = compile_condition(request["KeyConditionExpression"])
         sort_key = f"{request['IndexName']}SK" if "IndexName" in request else "SK"
         found = [item for _, _, item in self.items() if sort_key in item and condition.test(item, names, values)]
-        found.sort(key=lambda item: item[sort_key]["S"], reverse=not request.get("ScanIndexForward", True))
+        backward = not request.get("ScanIndexForward", True)
+        found.sort(key=lambda item: item[sort_key]["S"], reverse=backward)
+        if "ExclusiveStartKey" in request:
+            last = request["ExclusiveStartKey"][sort_key]["S"]
+            found = [item for item in found if (item[sort_key]["S"] < last if backward else item[sort_key]["S"] > last)]
         page = [dict(item) for item in found[: request.get("Limit")]]
-        return {"Items": page, "Count": len(page), "ScannedCount": len(page), "ResponseMetadata": metadata()}
+        answer = {"Items": page, "Count": len(page), "ScannedCount": len(page), "ResponseMetadata": metadata()}
+        # As a real engine: it stops at the limit without a look at whether anything follows.
+        if page and len(page) == request.get("Limit"):
+            keys = {"PK", "SK"} | ({"GSI1PK", "GSI1SK"} if "IndexName" in request else set())
+            answer["LastEvaluatedKey"] = {name: page[-1][name] for name in keys}
+        return answer
 
 
 def _check_placeholders(first: Iterable[str], second: Iterable[str], names: Names, values: Values) -> None:

@@ -61,6 +61,7 @@ class RelayCall:
             requests=Requests(container.table),
             clock=container,
             journal=self.journal,
+            note_active=lambda _: None,
             note_standing=lambda _: None,
             note_use=lambda _: None,
         )
@@ -191,7 +192,9 @@ class _Upstream:
         self._owner = owner
         self._world = owner.world
 
-    def send(self, request: UpstreamRequest, timeout_seconds: float) -> _Answer:
+    def send(
+        self, request: UpstreamRequest, timeout_seconds: float, when_sent: Callable[[], None] | None = None
+    ) -> _Answer:
         owner, world, rng, call = self._owner, self._world, self._world.rng, self._owner.call
         document = json.loads(request.body)
         call.max_output_tokens = document["max_tokens"]

@@ -14,6 +14,7 @@ import pytest
 
 from tests.simulation.containers import TENANT, user_id
 from tests.simulation.scenario import Options, draw_scenario
+from tests.simulation.truth import Held
 from tests.simulation.world import World
 from tests.support.scripted_dynamodb import Fate, ScriptedClient
 from tollgate.domain.errors import StoreUnavailableError
@@ -125,7 +126,8 @@ def every_use(books: Books) -> list[tuple[str, str, PeriodUse]]:
 
 def compare(world: World, key: tuple[str, str], meter: Meter, use: PeriodUse, seen: Counter[str]) -> list[str]:
     records = {item["nonce"]["S"] for pk, _, item in world._items("REQUEST#") if pk == key[0]}
-    told, untold = [], []
+    told: list[Held] = []
+    untold: list[Held] = []
     for held in world.oracle.reservations.values():
         if held.meter == key and not held.open:
             (told if held.nonce in records or (held.swept and not held.corrected) else untold).append(held)

@@ -206,6 +206,7 @@ def test_a_user_out_of_quota_buys_changes_and_leaves(stack: RunningStack) -> Non
     _pays(person)
     _goes_up_and_down(person)
     _leaves(person)
+    _comes_back(person)
     assert stack.stripe("GET", "refused")["data"] == []
     failed = [attempt for attempt in stack.stripe("GET", "deliveries")["data"] if attempt["status"] != 200]
     assert failed == []
@@ -283,6 +284,13 @@ def _leaves(person: Person) -> None:
     status = person.status()
     assert (status["subscription"]["state"], status["tokens"]["quota"]) == ("canceled", 100_000)
     assert person.call().status == 429
+
+
+def _comes_back(person: Person) -> None:
+    """Also where Stripe's clock is a month ahead of ours."""
+    visit(person.buy("pro").body["url"]).press("Subscribe")
+    assert until(lambda: person.call().status == 200)
+    assert person.status()["subscription"]["state"] == "active"
 
 
 def test_two_checkouts_at_once_end_in_one_subscription(stack: RunningStack) -> None:

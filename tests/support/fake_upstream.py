@@ -55,8 +55,10 @@ class FakeUpstream:
         """Another script, for one that needs what was built around this upstream."""
         self._chunks = chunks
 
-    def send(self, request: UpstreamRequest, timeout_seconds: float) -> FakeAnswer:
+    def send(self, request: UpstreamRequest, timeout_seconds: float, when_sent: Doing | None = None) -> FakeAnswer:
         self.requests.append(request)
+        if when_sent is not None:
+            when_sent()
         if isinstance(self.before_head, Exception):
             raise self.before_head
         if not isinstance(self.before_head, bytes):

@@ -42,6 +42,8 @@ class Meters:
         self._usage: dict[tuple[str, str], list[Usage]] = defaultdict(list)
         self._identifiers: dict[str, tuple[int, Usage]] = {}
         self._arrivals = 0
+        self.summary_lag = 0
+        """Summaries follow some time after the events that they sum up; invoices do not."""
         self.busy: dict[str, int] = {}
         """Customer → how many of the next calls meet another one under way (429 lock_timeout)."""
 
@@ -181,10 +183,15 @@ class Meters:
             "type": "cancel",
         }
 
-    def quantity(self, meter_id: str, customer: str, start: int, end: int) -> int:
-        """What the meter makes of the customer's events with a timestamp in [start, end)."""
+    def quantity(self, meter_id: str, customer: str, start: int, end: int, *, lag: int = 0) -> int:
+        """What the meter makes of the customer's events with a timestamp in [start, end), as of `lag` seconds ago."""
         formula = self._store.get("billing.meter", meter_id)["default_aggregation"]["formula"]
-        rows = [row for row in self._usage[meter_id, customer] if start <= row.timestamp < end and not row.cancelled]
+        seen = self._store.now - lag
+        rows = [
+            row
+            for row in self._usage[meter_id, customer]
+            if start <= row.timestamp < end and row.received_at <= seen and not row.cancelled
+        ]
         if formula == "count":
             return len(rows)
         if formula == "sum":
@@ -207,12 +214,16 @@ class Meters:
         rows = []
         for begin in range(start, end, step):
             stop = min(begin + step, end)
-            if any(begin <= one.timestamp < stop for one in self._usage[identifier, params["customer"]]):
+            told = self._usage[identifier, params["customer"]]
+            seen = self._store.now - self.summary_lag
+            if any(begin <= one.timestamp < stop and one.received_at <= seen for one in told):
                 rows.append(
                     {
                         "id": self._store.new_id("mtrusg"),
                         "object": "billing.meter_event_summary",
-                        "aggregated_value": float(self.quantity(meter["id"], params["customer"], begin, stop)),
+                        "aggregated_value": float(
+                            self.quantity(meter["id"], params["customer"], begin, stop, lag=self.summary_lag)
+                        ),
                         "end_time": stop,
                         "livemode": self._store.livemode,
                         "meter": identifier,

@@ -17,6 +17,7 @@ DELAYED = "delayed"
 _TEST_CARDS = {
     "pm_card_authenticationRequired": REQUIRES_ACTION,
     "pm_card_chargeCustomerFail": DECLINED,
+    "pm_card_threeDSecure2Required": REQUIRES_ACTION,
     "pm_card_visa": None,
 }
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from tollgate.domain.notices import DEFAULT_THRESHOLDS_PERCENT, NoticeRules
-from tollgate.domain.plans import UNLIMITED, Billing, ExpiryPolicy, PeriodKind, Plan, QuotaKind, TaxKind
+from tollgate.domain.plans import UNLIMITED, Billing, ExpiryPolicy, LateUsage, PeriodKind, Plan, QuotaKind, TaxKind
 from tollgate.domain.pricing import WHOLE_PERMILLE, Model, PriceRow, TokenPrices, dearest_model
 from tollgate.domain.tokens import TokenWeights
 
@@ -266,6 +266,7 @@ BILLING_KEYS: Final = {
     "billing_fee_permille": Key(_whole(0, 500), 7),
     "overage_lookup_key": Key(_stripe_name, "tollgate_overage"),
     "meter_event_name": Key(_stripe_name, "tollgate_overage"),
+    "late_usage": Key(_one_of(LateUsage), LateUsage.CARRY),
 }
 NOTICES_KEYS: Final = {"thresholds_percent": Key(_percents, DEFAULT_THRESHOLDS_PERCENT)}
 MODEL_KEYS: Final = {
@@ -535,4 +536,6 @@ def _selling_contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     if values["sold"] and has_overage and values["period_kind"] is not PeriodKind.ANCHORED_MONTH:
         # An invoice bills the last value of its meter: a period that restarts within one would lose what came before.
         found.append(("period_kind", "overage is billed by invoice, so a sold plan that has it needs anchored_month"))
+    elif values["sold"] and values["period_kind"] is PeriodKind.EVERY_30_DAYS:
+        found.append(("period_kind", "a sold plan is paid by the month, and 30 days would be 13 quotas for 12 payments"))
     return found

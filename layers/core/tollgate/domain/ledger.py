@@ -7,6 +7,7 @@ clock. The writes themselves are in `tollgate.storage.meters`, the steps between
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import ExpiryPolicy
@@ -99,6 +100,8 @@ class Meter:
     """Overage of this period under earlier plans; the quota contains it."""
     banked_nanousd: int = 0
     """What is owed for it."""
+    closed_at: datetime | None = None
+    """When its period was closed (`tollgate.flows.close_period`); None: it is not, or something came late."""
 
     @property
     def reserved_tokens(self) -> int:

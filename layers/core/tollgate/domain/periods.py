@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from calendar import monthrange
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from tollgate.domain.plans import PeriodKind
+
+_THIRTY_DAYS: Final = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,18 @@ def period_at(kind: PeriodKind, anchor_at: datetime, instant: datetime) -> Usage
     """The usage period that contains `instant`.
 
     Anchored months start on the anchor's day and time of each month, or on the month's last day where that day does
-    not exist (an anchor of the 31st gives 28 February, then 31 March: it never drifts). Both instants must be aware:
-    a naive one would mean whatever time zone the machine is set to, and is refused with ValueError.
+    not exist (an anchor of the 31st gives 28 February, then 31 March: it never drifts). Thirty days are 30 times
+    86,400 seconds from the anchor on, whatever clocks on walls do. Both instants must be aware: a naive one would mean
+    whatever time zone the machine is set to, and is refused with ValueError.
     """
     if anchor_at.utcoffset() is None or instant.utcoffset() is None:
         raise ValueError("a usage period needs aware instants, got a naive one")
     anchor = datetime(1970, 1, 1, tzinfo=UTC) if kind is PeriodKind.CALENDAR_MONTH else anchor_at.astimezone(UTC)
     anchor = anchor.replace(microsecond=0)
     moment = instant.astimezone(UTC)
+    if kind is PeriodKind.EVERY_30_DAYS:
+        start_at = anchor + (moment - anchor) // _THIRTY_DAYS * _THIRTY_DAYS
+        return UsagePeriod(start_at, start_at + _THIRTY_DAYS)
     months = moment.year * 12 + moment.month - 1
     if moment < _start_in_month(anchor, months):
         months -= 1

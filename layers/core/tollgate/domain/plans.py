@@ -28,6 +28,7 @@ class ExpiryPolicy(StrEnum):
 class PeriodKind(StrEnum):
     CALENDAR_MONTH = "calendar_month"
     ANCHORED_MONTH = "anchored_month"
+    EVERY_30_DAYS = "every_30_days"
 
 
 class TaxKind(StrEnum):
@@ -38,6 +39,15 @@ class TaxKind(StrEnum):
     """Stripe does, the seller files it."""
     MANAGED = "managed"
     """Stripe sells in the seller's name and files it (Managed Payments)."""
+
+
+class LateUsage(StrEnum):
+    """What becomes of overage that was settled when its invoice was final already."""
+
+    CARRY = "carry"
+    """It is part of the next invoice."""
+    WRITE_OFF = "write_off"
+    """It is never billed; the account shows how much that was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class Billing:
     billing_fee_permille: int = 7
     overage_lookup_key: str = "tollgate_overage"
     meter_event_name: str = "tollgate_overage"
+    late_usage: LateUsage = LateUsage.CARRY
 
 
 @dataclass(frozen=True, slots=True)

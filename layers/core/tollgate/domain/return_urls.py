@@ -18,7 +18,7 @@ LONGEST_URL: Final = 2000
 # Lower case, no user, no escapes and no second slash in the path; ASCII throughout. Braces are Stripe's placeholder.
 _URL: Final = re.compile(
     r"(?P<origin>https?://(?:[a-z0-9-]+(?:\.[a-z0-9-]+)*|\[[0-9a-f:]+\])(?::[1-9][0-9]{0,4})?)"
-    r"(?P<path>(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)*)"
+    r"(?P<path>(?:/[A-Za-z0-9._~!$&'()*+,=:@-]*)*)"
     r"(?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?%{}-]*)?"
     r"(?:#[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*)?"
 )

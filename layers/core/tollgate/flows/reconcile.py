@@ -12,17 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
-from typing import Final
+from typing import Final, Protocol
 
 from tollgate.catalog.loader import Catalog
 from tollgate.domain.ledger import Meter
+from tollgate.domain.overage import UNIT_NANOUSD, VISIBLE_AFTER, BilledLine, OverageAccount, targets, uncounted
 from tollgate.domain.rollups import DayRollUp, RowKey, RowKind, Rows, Sums, add_row, day_of, end_of, start_of, total
 from tollgate.domain.sources import Clock
 from tollgate.domain.tokens import TokenCounts
 from tollgate.flows.roll_up_usage import Books, expired_sums
 from tollgate.storage.meters import Meters
+from tollgate.storage.overage import OverageAccounts
 from tollgate.storage.requests import RECORD_SECONDS, RequestPosition, RequestRecord, Requests
 from tollgate.storage.rollups import DayRollUps
+from tollgate.storage.subscriptions import Subscriptions
 
 LOOKS: Final = 3
 PAUSE_SECONDS: Final = 1.0
@@ -30,10 +33,10 @@ RUNNING_CALL: Final = timedelta(minutes=10)
 """A call that began so long before a period may have been admitted in it."""
 FIRST_DAY: Final = date(2020, 1, 1)
 """Before any there can be."""
-NANOUSD_PER_UNIT: Final = 100_000
-"""Overage is billed in hundredths of a cent."""
 TOLD_AFTER: Final = timedelta(hours=2)
-"""How long after a usage period's end Stripe must know all of its overage."""
+"""How long after a window's end Stripe must know all of its overage: its invoice is a draft for an hour."""
+INVOICES_BACK: Final = timedelta(days=400)
+"""A year's invoices and some."""
 
 TOKEN_KINDS: Final = tuple(each.name for each in fields(TokenCounts))
 FIGURES: Final = ("charged_tokens", "written_off_tokens", "requests", *TOKEN_KINDS, "cost_picousd")
@@ -255,39 +258,105 @@ def _sums_of(meter: Meter) -> Sums:
 # --- Stripe ---------------------------------------------------------------------------------------------------------
 
 
+class StripeCounts(Protocol):
+    """What Stripe says: `tollgate.providers.stripe_meter`."""
+
+    def find_total(self, customer_id: str, start_at: datetime, end_at: datetime) -> int: ...
+
+    def list_lines(self, subscription_id: str, since_at: datetime) -> tuple[BilledLine, ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class OverageCheck:
-    """One usage period's overage, in hundredths of a cent."""
+    """Two figures of one user's overage, in hundredths of a cent."""
 
     tenant_id: str
     user_id: str
-    period_id: str
+    place: str
+    """The window (by its start) whose invoice is not final yet, an invoice, or all of it."""
     owed: int
-    told: int | None
-    """What Stripe counts; None: Stripe was not asked, since nothing is owed and nobody is a customer."""
+    """By our ledger."""
+    told: int
+    """By Stripe."""
     final: bool
-    """The period is over for so long that both must be equal."""
+    """Both must be equal; until then Stripe may be behind, and never ahead."""
 
     @property
     def differs(self) -> bool:
-        """While the period runs Stripe may be behind, but never ahead."""
-        told = self.told or 0
-        return told != self.owed if self.final else told > self.owed
+        return self.told != self.owed if self.final else self.told > self.owed
 
     def difference(self) -> Difference:
-        return Difference("stripe", self.tenant_id, self.user_id, self.period_id, "overage", self.owed, self.told or 0)
+        return Difference("stripe", self.tenant_id, self.user_id, self.place, "overage", self.owed, self.told)
 
 
-def check_overage(meter: Meter, told: int | None, now: datetime, *, carried_nanousd: int = 0) -> OverageCheck:
-    """`carried_nanousd`: what an earlier period left to this one."""
-    return OverageCheck(
-        tenant_id=meter.key.tenant_id,
-        user_id=meter.key.user_id,
-        period_id=meter.key.period.id,
-        owed=(meter.overage_nanousd + carried_nanousd) // NANOUSD_PER_UNIT,
-        told=told,
-        final=now >= meter.key.period.end_at + TOLD_AFTER,
-    )
+class OverageReconciler:
+    """Overage in the ledger, in the account that is told to Stripe, and at Stripe. Reads only.
+
+    Raises StoreUnavailableError, StripeUnavailableError, StripeRefusedError.
+    """
+
+    def __init__(
+        self,
+        accounts: OverageAccounts,
+        meters: Meters,
+        subscriptions: Subscriptions,
+        stripe: StripeCounts,
+        clock: Clock,
+    ) -> None:
+        self._accounts = accounts
+        self._meters = meters
+        self._subscriptions = subscriptions
+        self._stripe = stripe
+        self._clock = clock
+
+    def check(self, tenant_id: str, user_id: str) -> list[OverageCheck]:
+        """Empty for who was never in overage."""
+        now = datetime.fromtimestamp(self._clock.now_seconds(), UTC)
+        account = self._accounts.find(tenant_id, user_id)
+        meters = list(self._meters.list_of_user(tenant_id, user_id))
+        if account is None:
+            return list(_untold(tenant_id, user_id, meters, now))
+        return [*self._windows(account, meters, now), *self._invoices(account, now)]
+
+    def _windows(self, account: OverageAccount, meters: list[Meter], now: datetime) -> Iterator[OverageCheck]:
+        wanted = targets(account, uncounted(account, meters))
+        for window, owed in zip(account.windows, wanted, strict=True):
+            told = self._stripe.find_total(window.customer_id, window.start_at, min(window.end_at, now))
+            final = now >= window.end_at + TOLD_AFTER
+            yield OverageCheck(account.tenant_id, account.user_id, f"window {window.id}", owed, told, final)
+            if window.delivered and window.sent_at is not None and window.sent_at + VISIBLE_AFTER <= now:
+                place = f"window {window.id}, as sent"
+                yield OverageCheck(account.tenant_id, account.user_id, place, window.value, told, final=True)
+
+    def _invoices(self, account: OverageAccount, now: datetime) -> Iterator[OverageCheck]:
+        """Finalized lines that we counted, and those that Stripe has."""
+        counted: dict[str, int] = {}
+        for billed in self._accounts.list_billed(account.tenant_id, account.user_id):
+            counted[billed.invoice_id] = counted.get(billed.invoice_id, 0) + billed.units
+        whole = sum(counted.values())
+        yield OverageCheck(account.tenant_id, account.user_id, "all invoices", whole, account.billed_units, final=True)
+        subscription = self._subscriptions.find(account.tenant_id, account.user_id).subscription
+        if subscription is None:
+            return
+        theirs: dict[str, int] = {}
+        for line in self._stripe.list_lines(subscription.id, now - INVOICES_BACK):
+            if line.final:
+                theirs[line.invoice_id] = theirs.get(line.invoice_id, 0) + line.quantity
+        for invoice_id, quantity in theirs.items():
+            owed = counted.get(invoice_id, 0)
+            # One that was finalized since the last look is counted at the next.
+            if invoice_id in counted or quantity:
+                place = f"invoice {invoice_id}"
+                yield OverageCheck(account.tenant_id, account.user_id, place, owed, quantity, final=True)
+
+
+def _untold(tenant_id: str, user_id: str, meters: list[Meter], now: datetime) -> Iterator[OverageCheck]:
+    """Overage of a user of whom Stripe was never told anything."""
+    owing = [meter for meter in meters if meter.overage_nanousd]
+    if owing:
+        owed = sum(meter.overage_nanousd for meter in owing) // UNIT_NANOUSD
+        final = now >= min(meter.key.period.end_at for meter in owing) + TOLD_AFTER
+        yield OverageCheck(tenant_id, user_id, "never told", owed, 0, final)
 
 
 # --- Anthropic ------------------------------------------------------------------------------------------------------

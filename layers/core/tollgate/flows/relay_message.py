@@ -91,11 +91,13 @@ class MessageRelay:
         requests: Requests,
         clock: Clock,
         journal: Journal,
+        note_active: Callable[[MeterKey], None],
         note_use: Callable[[Principal], None],
         note_standing: Callable[[Standing], None],
     ) -> None:
-        """Told when all else is done, and never raising: `note_use` the caller of every call that was served,
-        `note_standing` how the caller stands after every call that upstream may have seen.
+        """Never raising: `note_active` is told while upstream works on a call on which meter it is held. Told when all
+        else is done: `note_use` the caller of every call that was served, `note_standing` how the caller stands after
+        every call that upstream may have seen.
         """
         self.accounts = accounts
         self.catalog = catalog
@@ -104,6 +106,7 @@ class MessageRelay:
         self.requests = requests
         self.clock = clock
         self.journal = journal
+        self.note_active = note_active
         self.note_use = note_use
         self.note_standing = note_standing
 
@@ -285,7 +288,9 @@ class _Exchange:
         request = UpstreamRequest("POST", call.target, call.headers, self._admission.body)
         self._may_have_cost = True
         try:
-            return self._relay.upstream.send(request, self._seconds_left())
+            return self._relay.upstream.send(
+                request, self._seconds_left(), lambda: self._relay.note_active(self._admission.grant.key)
+            )
         except UpstreamNotReachedError as error:
             self._may_have_cost = False
             self._relay.journal.failure("upstream_not_reached", error, request_id=call.request_id)

@@ -231,7 +231,7 @@ class UsageRollUps:
             if not self._take_live(books, read, began_at, records):
                 break
         for day in books.expired_days():
-            if first <= day <= last and end_of(day) > mark and not (day in stored and stored[day].whole):
+            if first <= day <= last and not (day in stored and stored[day].whole):
                 books.add_expired(read.days.setdefault(day, {}), day)
         if read.old_records >= WORTH_ROLLING_UP:
             self.roll_up_days(tenant_id, user_id)

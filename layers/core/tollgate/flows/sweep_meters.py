@@ -1,23 +1,29 @@
-"""Sweep what crashed calls left open, over all meters that can still have an open reservation.
+"""Sweep what crashed calls left open, over the meters that had a call since the last look.
 
-Harmless when late, doubled or killed half way: each expiry is one exact conditional write, and a run that stops early
-is made up for by the next. Nothing waits for it: a call of the same user sweeps that user's meter by itself.
+Harmless when late, doubled or killed half way: each expiry is one exact conditional write, and a shard whose run stops
+early is looked at from the same hour again. Nothing waits for it: a call of the same user sweeps that user's meter by
+itself, and what escapes both is ended when the period is closed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from tollgate.catalog.loader import Catalog
+from tollgate.domain.ledger import Meter
 from tollgate.domain.plans import ExpiryPolicy
 from tollgate.domain.sources import Clock
 from tollgate.flows.ledger import Ledger
-from tollgate.storage.meters import SHARDS, Meters
+from tollgate.storage.activity import KEPT_SECONDS, SHARDS, ActiveMeter, Activity
+from tollgate.storage.meters import Meters
 
-MONTHS_BACK = 2
-"""A period that starts on the 31st ends a month later, and a call that crossed its end is open for minutes more."""
+HOUR: Final = timedelta(hours=1)
+OPEN_AT_MOST: Final = timedelta(minutes=20)
+"""After an hour's end every call that began in it has ended or expired: ten minutes for the call, one until its
+reservation is swept. The rest is margin."""
 
 POLICY_WITHOUT_PLAN = ExpiryPolicy.INPUT
 """For a meter whose plan is no longer in the catalog: one such user must not stop the sweep of all the others."""
@@ -34,33 +40,55 @@ class SweepReport:
 
 
 def sweep_meters(
-    *, meters: Meters, ledger: Ledger, catalog: Catalog, clock: Clock, deadline_at_seconds: float
+    *,
+    activity: Activity,
+    meters: Meters,
+    ledger: Ledger,
+    catalog: Catalog,
+    clock: Clock,
+    deadline_at_seconds: float,
 ) -> SweepReport:
-    """End every expired reservation. Raises StoreUnavailableError; running it again is always right."""
+    """End the expired reservations of every meter that was active. Raises StoreUnavailableError; safe to repeat."""
+    now = datetime.fromtimestamp(int(clock.now_seconds()), UTC)
     seen = expired = 0
-    now = datetime.fromtimestamp(clock.now_seconds(), UTC)
-    for month, shard in _partitions(now):
-        for pk, sk in meters.list_shard(month, shard):
-            if clock.now_seconds() >= deadline_at_seconds:
-                return SweepReport(seen, expired, complete=False)
-            meter = meters.find_item(pk, sk)
-            if meter is None:
-                continue
-            seen += 1
-            plan = catalog.plans.get(meter.plan_id)
-            expired += ledger.sweep(meter, plan.expiry_policy if plan else POLICY_WITHOUT_PLAN)
+    for shard in rotated(SHARDS, now):
+        looked_at: set[ActiveMeter] = set()
+        for hour in _hours(activity.find_swept(shard), now):
+            for active in activity.list_active(hour, shard):
+                if active in looked_at:
+                    continue
+                if clock.now_seconds() >= deadline_at_seconds:
+                    return SweepReport(seen, expired, complete=False)
+                looked_at.add(active)
+                meter = meters.find_named(active.tenant_id, active.user_id, active.period_id)
+                if meter is not None:
+                    seen += 1
+                    expired += ledger.sweep(meter, expiry_policy(catalog, meter))
+            if hour + HOUR + OPEN_AT_MOST <= now:
+                activity.note_swept(shard, hour)
     return SweepReport(seen, expired, complete=True)
 
 
-def _partitions(now: datetime) -> list[tuple[str, int]]:
-    """Every month and shard, beginning somewhere else each hour: a run cut short never misses the same ones again."""
-    partitions = [(month, shard) for month in _months(now) for shard in range(SHARDS)]
-    first = int(now.timestamp()) // 3600 % len(partitions)
-    return partitions[first:] + partitions[:first]
+def expiry_policy(catalog: Catalog, meter: Meter) -> ExpiryPolicy:
+    plan = catalog.plans.get(meter.plan_id)
+    return plan.expiry_policy if plan else POLICY_WITHOUT_PLAN
 
 
-def _months(now: datetime) -> Iterator[str]:
-    """`2026-11`, `2026-10`, …, newest first."""
-    months = now.year * 12 + now.month - 1
-    for number in range(months, months - MONTHS_BACK - 1, -1):
-        yield f"{number // 12:04d}-{number % 12 + 1:02d}"
+def rotated(shards: int, now: datetime) -> list[int]:
+    """All shards, beginning somewhere else each hour: a run cut short never misses the same ones again."""
+    first = int(now.timestamp()) // 3600 % shards
+    return [(first + number) % shards for number in range(shards)]
+
+
+def _hours(swept: datetime | None, now: datetime) -> Iterator[datetime]:
+    """The hours to look at, oldest first: those after the last one that is done, as far as marks are kept.
+
+    One hour ahead of our clock as well: the one that wrote the mark may have been a little faster.
+    """
+    this_hour = now.replace(minute=0, second=0, microsecond=0)
+    oldest = this_hour - timedelta(seconds=KEPT_SECONDS)
+    hour = oldest if swept is None else max(oldest, swept + HOUR)
+    last = (now + timedelta(minutes=1)).replace(minute=0, second=0, microsecond=0)
+    while hour <= last:
+        yield hour
+        hour += HOUR

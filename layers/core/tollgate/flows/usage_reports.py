@@ -99,13 +99,25 @@ class UsageReports:
     """Reads what one user did. Raises StoreUnavailableError."""
 
     def __init__(
-        self, roll_ups: UsageRollUps, requests: Requests, meters: Meters, catalog: Catalog, clock: Clock
+        self,
+        roll_ups: UsageRollUps,
+        requests: Requests,
+        meters: Meters,
+        catalog: Catalog,
+        clock: Clock,
+        *,
+        read_at_most: int = READ_AT_MOST,
+        read_at_once: int = READ_AT_ONCE,
+        bucket_records_at_most: int = BUCKET_RECORDS_AT_MOST,
     ) -> None:
         self.roll_ups = roll_ups
         self._requests = requests
         self._meters = meters
         self._catalog = catalog
         self._clock = clock
+        self._read_at_most = read_at_most
+        self._read_at_once = read_at_once
+        self._bucket_records_at_most = bucket_records_at_most
 
     def oldest_at(self) -> datetime:
         """Records that began earlier are gone, or may be gone at any time."""
@@ -117,7 +129,7 @@ class UsageReports:
         """A page of calls, newest first, after the one named."""
         books = Books(self._meters, self._catalog, tenant_id, user_id)
         before = after or RequestPosition(wanted.before)
-        page_size = most + 1 if wanted.takes_every_record else READ_AT_ONCE
+        page_size = most + 1 if wanted.takes_every_record else self._read_at_once
         pages = self._requests.pages(
             tenant_id, user_id, RequestPosition(wanted.since), before, newest_first=True, page_size=page_size
         )
@@ -125,14 +137,10 @@ class UsageReports:
         stopped: RequestPosition | None = None
         for looked_at, page in enumerate(pages if wanted.takes_records else (), 1):
             found += [_told(books, record) for record in page if wanted.takes(record)]
-            if page and (len(found) > most or looked_at * page_size >= READ_AT_MOST):
+            if page and (len(found) > most or looked_at * page_size >= self._read_at_most):
                 stopped = _position(page[-1])
                 break
-        found += [
-            _told_expired(one)
-            for one in books.expired.values()
-            if wanted.takes_expired(one) and (stopped is None or _order(stopped) < _order(_expired_position(one)))
-        ]
+        found += [_told_expired(one) for one in books.expired.values() if wanted.takes_expired(one)]
         found = [call for call in found if _order(call.position) < _order(before)]
         found.sort(key=lambda call: _order(call.position), reverse=True)
         if len(found) > most:
@@ -171,7 +179,7 @@ class UsageReports:
         for instant, found in self.roll_ups.live_rows(tenant_id, user_id, since, before):
             start = since + (instant - since) // width * width
             of_records = found[0][0].kind is not RowKind.EXPIRED
-            if of_records and read >= BUCKET_RECORDS_AT_MOST and start > last_start:
+            if of_records and read >= self._bucket_records_at_most and start > last_start:
                 return Buckets({at: of for at, of in rows.items() if at < start}, start)
             for key, sums in found:
                 add_row(rows.setdefault(start, {}), key, sums)

@@ -82,9 +82,12 @@ class UpstreamAnswer(Protocol):
 class Upstream(Protocol):
     """Where requests for Claude go."""
 
-    def send(self, request: UpstreamRequest, timeout_seconds: float) -> UpstreamAnswer:
+    def send(
+        self, request: UpstreamRequest, timeout_seconds: float, when_sent: Callable[[], None] | None = None
+    ) -> UpstreamAnswer:
         """Wait for the head of the answer. Raises UpstreamNotReachedError or UpstreamLostError.
 
+        `when_sent`: what to do while upstream works, once the request is out; it must not raise.
         A TollgateError, when our own credential cannot be had, comes before anything was sent.
         """
 
@@ -107,15 +110,18 @@ class ClaudeApi:
         self._idle: HTTPConnection | None = None
         self._idle_since_seconds = 0.0
 
-    def send(self, request: UpstreamRequest, timeout_seconds: float) -> ClaudeAnswer:
+    def send(
+        self, request: UpstreamRequest, timeout_seconds: float, when_sent: Callable[[], None] | None = None
+    ) -> ClaudeAnswer:
         """Wait at most `timeout_seconds` for the head. Raises UpstreamNotReachedError or UpstreamLostError."""
         headers = dict(request.headers) | {"accept-encoding": "identity"} | self._credential(request.headers)
         connection = self._take_idle()
-        if connection is not None and self._transmit(connection, request, headers, timeout_seconds):
-            return self._answer(connection)
-        connection = self._connect()
-        if not self._transmit(connection, request, headers, timeout_seconds):
-            raise UpstreamNotReachedError("the connection broke before the request was out")
+        if connection is None or not self._transmit(connection, request, headers, timeout_seconds):
+            connection = self._connect()
+            if not self._transmit(connection, request, headers, timeout_seconds):
+                raise UpstreamNotReachedError("the connection broke before the request was out")
+        if when_sent is not None:
+            when_sent()
         return self._answer(connection)
 
     def give_back(self, connection: HTTPConnection) -> None:

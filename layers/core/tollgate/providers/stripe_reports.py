@@ -1,8 +1,7 @@
-"""What Stripe counts: overage of a customer in a usage period, and who we are there. Reads only."""
+"""Who we are at Stripe, and what is set up there. Reads only."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from tollgate.providers.stripe_client import StripeConnection, plain, stripe_errors
@@ -32,29 +31,11 @@ class StripeReports:
             page = plain(client.v1.billing.meters.list({"status": "active", "limit": 100}))
         return next((str(meter["id"]) for meter in page["data"] if meter["event_name"] == event_name), None)
 
-    def overage(self, meter_id: str, customer_id: str, start_at: datetime, end_at: datetime) -> int:
-        """What the meter has for the customer in [start, end), in the meter's unit; whole minutes inside of it."""
-        params: Any = {
-            "customer": customer_id,
-            "start_time": int(_next_minute(start_at).timestamp()),
-            "end_time": int(_minute(end_at).timestamp()),
-        }
-        client = self._connection.client()
-        with stripe_errors():
-            page = plain(client.v1.billing.meters.event_summaries.list(meter_id, params))
-        return sum(int(summary["aggregated_value"]) for summary in page["data"])
-
     def account(self) -> dict[str, Any]:
         """Our own account."""
         client = self._connection.client()
         with stripe_errors():
             return plain(client.v1.accounts.retrieve_current())
-
-    def livemode(self) -> bool:
-        """Whether the key moves real money."""
-        client = self._connection.client()
-        with stripe_errors():
-            return bool(plain(client.v1.balance.retrieve())["livemode"])
 
     def webhooks(self) -> list[dict[str, Any]]:
         """All endpoints that events are sent to."""
@@ -62,11 +43,3 @@ class StripeReports:
         with stripe_errors():
             found: list[dict[str, Any]] = plain(client.v1.webhook_endpoints.list({"limit": 100}))["data"]
         return found
-
-
-def _minute(instant: datetime) -> datetime:
-    return instant.replace(second=0, microsecond=0)
-
-
-def _next_minute(instant: datetime) -> datetime:
-    return _minute(instant + timedelta(seconds=59))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Literal
 from zlib import crc32
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
 
 SHARDS: Final = 16
-"""The period index is spread over this many partitions."""
+"""The index of periods that are not closed is spread over this many partitions."""
+TOMBSTONES_A_WRITE: Final = 100
+"""Taken away in one write: its text may have 4 KB."""
 RECORD_SECONDS: Final = 90 * 24 * 3600
 """Expired-reservation records are kept as long as request records."""
 MARKER_SECONDS: Final = 24 * 3600
@@ -193,7 +195,7 @@ class Meters:
         return self.find_item(user_pk(key.tenant_id, key.user_id), _sk(key.period))
 
     def find_item(self, pk: str, sk: str) -> Meter | None:
-        """The same by stored key, as listed by `list_shard`."""
+        """The same by stored key, as listed by `list_ending`."""
         with store_outages():
             answer = self._table.client.get_item(
                 TableName=self._table.name, Key=attributes(PK=pk, SK=sk), ConsistentRead=True
@@ -204,16 +206,23 @@ class Meters:
         """The same by the period's id, as records have it."""
         return self.find_item(user_pk(tenant_id, user_id), f"USAGE#{period_id}")
 
-    def list_shard(self, month: str, shard: int) -> Iterator[tuple[str, str]]:
-        """Access pattern: stored keys of all meters whose period starts in `month` (`2026-11`), one shard, paged."""
+    def list_ending(self, shard: int, before: datetime, *, since: datetime | None = None) -> Iterator[tuple[str, str]]:
+        """Access pattern: stored keys of the periods not closed that end in [since, before), one shard, paged.
+
+        Earliest end first; `since` None: from the first. As the index has it, so read the meter before acting.
+        """
         start: dict[str, Any] = {}
         while True:
             with store_outages():
                 answer = self._table.client.query(
                     TableName=self._table.name,
                     IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard",
-                    ExpressionAttributeValues={":shard": s(_shard_pk(month, shard))},
+                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK BETWEEN :since AND :before",
+                    ExpressionAttributeValues={
+                        ":shard": s(_shard_pk(shard)),
+                        ":since": s("0" if since is None else _end_text(since)),
+                        ":before": s(_end_text(before)),  # shorter than every key of that end, so none of them
+                    },
                     **start,
                 )
             for item in answer["Items"]:
@@ -234,8 +243,8 @@ class Meters:
             PK=pk,
             SK=_sk(key.period),
             Type="Meter",
-            GSI1PK=_shard_pk(key.period.start_at.strftime("%Y-%m"), crc32(key.user_id.encode()) % SHARDS),
-            GSI1SK=f"{key.tenant_id}#{key.user_id}",
+            GSI1PK=_shard_pk(_shard(key.user_id)),
+            GSI1SK=_ending_sk(key),
             start_at=epoch_seconds(key.period.start_at),
             end_at=epoch_seconds(key.period.end_at),
             quota=plan.stored_quota_tokens,
@@ -479,19 +488,23 @@ class Meters:
         item = plain(answer["Item"])
         return Expired(item["amount"], item["charged"], item["written_off"], corrected=item["outcome"] != "expired")
 
-    def list_of_user(self, tenant_id: str, user_id: str) -> Iterator[Meter]:
-        """Access pattern: all meters of a user, by usage period, paged (consistent read)."""
+    def list_of_user(self, tenant_id: str, user_id: str, *, after: str = "") -> Iterator[Meter]:
+        """Access pattern: a user's meters after the period of this id, by usage period, paged (consistent read)."""
         start: dict[str, Any] = {}
         while True:
             with store_outages():
                 answer = self._table.client.query(
                     TableName=self._table.name,
-                    KeyConditionExpression="PK = :pk AND begins_with(SK, :usage)",
-                    ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":usage": s("USAGE#")},
+                    KeyConditionExpression="PK = :pk AND SK BETWEEN :first AND :last",
+                    ExpressionAttributeValues={
+                        ":pk": s(user_pk(tenant_id, user_id)),
+                        ":first": s(f"USAGE#{after}"),
+                        ":last": s("USAGE#~"),
+                    },
                     ConsistentRead=True,
                     **start,
                 )
-            yield from map(meter_of, answer["Items"])
+            yield from (meter_of(item) for item in answer["Items"] if item["SK"]["S"] > f"USAGE#{after}")
             if "LastEvaluatedKey" not in answer:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
@@ -558,13 +571,54 @@ class Meters:
             condition += " AND #k <= :key_most"
             values[":key_most"] = n(budget_tokens - more)
         meter: dict[str, Any] = {
-            "UpdateExpression": _book(reservation),
+            # Back into the index: a period that was closed is closed again, with what came late.
+            "UpdateExpression": f"{_book(reservation)}, GSI1PK = :shard, GSI1SK = :ending",
             "ConditionExpression": condition,
-            "ExpressionAttributeValues": values,
+            "ExpressionAttributeValues": values | _index_values(key),
         }
         if reservation.key_id:
             meter["ExpressionAttributeNames"] = _key_name(reservation)
         return self._transact([fix, self._in_transaction(key, meter)]).applied
+
+    def drop_tombstones(self, meter: Meter) -> Written:
+        """Take away as many as one write can; only of a period in which no reserve can be under way any more."""
+        return self._update(
+            meter.key,
+            {
+                "UpdateExpression": f"REMOVE {', '.join(_tombstone_names(meter))}",
+                "ConditionExpression": "attribute_exists(PK)",
+                "ExpressionAttributeNames": _tombstone_names(meter),
+            },
+        )
+
+    def close(self, meter: Meter, closed_at: datetime, also: Sequence[TransactWriteItemTypeDef]) -> bool:
+        """Close the period as it was seen, together with `also`, and leave the index; False when the meter moved.
+
+        False also when somebody else has closed it. Takes the tombstones along, as `drop_tombstones` does.
+        """
+        names = _tombstone_names(meter)
+        update: dict[str, Any] = {
+            "UpdateExpression": f"SET closed_at = :at REMOVE {', '.join(('GSI1PK', 'GSI1SK', *names))}",
+            "ConditionExpression": " AND ".join(
+                (
+                    "attribute_exists(GSI1PK)",  # not closed yet, or something came late
+                    "end_at = :end",
+                    "open_count = :none",
+                    "settled = :settled AND written_off = :written_off AND picousd = :picousd",  # what `also` tells
+                )
+            ),
+            "ExpressionAttributeValues": {
+                ":at": n(epoch_seconds(closed_at)),
+                ":end": n(epoch_seconds(meter.key.period.end_at)),
+                ":none": n(0),
+                ":settled": n(meter.settled_tokens),
+                ":written_off": n(meter.written_off_tokens),
+                ":picousd": n(meter.cost_picousd),
+            },
+        }
+        if names:
+            update["ExpressionAttributeNames"] = names
+        return self._transact([self._in_transaction(meter.key, update), *also]).applied
 
     def carry_plan(self, key: MeterKey, meter: Meter, account: Account) -> Changing:
         """Bring a running meter to the profile's newer version."""
@@ -653,6 +707,7 @@ class Meters:
             ":end": n(epoch_seconds(key.period.end_at)),
             ":seen": n(meter.plan_version),
             ":settled": n(meter.settled_tokens),
+            **_index_values(key),
         }
         if to.counts_reserved:
             condition += " AND remaining = :remaining"
@@ -664,7 +719,7 @@ class Meters:
                     "SET quota = :quota, remaining = remaining + :more, overage_cap = :cap, ov_rate = :price,"
                     " ov_tokens = :banked, ov_nanousd = :nanousd, req_quota = :req_quota,"
                     " req_remaining = req_remaining + :more_requests, plan_id = :plan, plan_version = :next,"
-                    " end_at = :end"
+                    " end_at = :end, GSI1PK = :shard, GSI1SK = :ending REMOVE closed_at"
                 ),
                 "ConditionExpression": condition,
                 "ExpressionAttributeValues": values,
@@ -847,6 +902,12 @@ def _book(reservation: Reservation) -> str:
     return f"{_BOOK}, #k = #k - :back" if reservation.key_id else _BOOK
 
 
+def _tombstone_names(meter: Meter) -> dict[str, str]:
+    """Placeholder to attribute; the oldest first, so that a run that dies leaves the same as one that does not."""
+    oldest = sorted(meter.tombstones, key=lambda name: (meter.tombstones[name], name))[:TOMBSTONES_A_WRITE]
+    return {f"#g{index}": f"x#{name}" for index, name in enumerate(oldest)}
+
+
 def _sent_twice(answer: Mapping[str, Any]) -> bool:
     retries: int = answer["ResponseMetadata"].get("RetryAttempts", 0)
     return retries > 0
@@ -876,8 +937,25 @@ def _pool(key: MeterKey, plan: Plan) -> dict[str, AttributeValueTypeDef]:
     return attributes(PK=f"TENANT#{key.tenant_id}#POOL#{plan.id}", SK=f"MONTH#{month}", Type="PlanPool")
 
 
-def _shard_pk(month: str, shard: int) -> str:
-    return f"PERIOD#{month}#{shard}"
+def _shard(user_id: str) -> int:
+    return crc32(user_id.encode()) % SHARDS
+
+
+def _shard_pk(shard: int) -> str:
+    return f"METERS#{shard}"
+
+
+def _ending_sk(key: MeterKey) -> str:
+    """Sorts by the period's end. A meter is in the index until its period is closed, and no longer."""
+    return f"{_end_text(key.period.end_at)}#{key.tenant_id}#{key.user_id}"
+
+
+def _end_text(instant: datetime) -> str:
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _index_values(key: MeterKey) -> dict[str, AttributeValueTypeDef]:
+    return {":shard": s(_shard_pk(_shard(key.user_id))), ":ending": s(_ending_sk(key))}
 
 
 def _expired_key(key: MeterKey, reservation: Reservation) -> dict[str, str]:
@@ -943,6 +1021,7 @@ def meter_of(item: Mapping[str, Any]) -> Meter:
         overage_price_nanousd=plain_item.get("ov_rate", 0),
         banked_tokens=plain_item.get("ov_tokens", 0),
         banked_nanousd=plain_item.get("ov_nanousd", 0),
+        closed_at=None if "GSI1PK" in plain_item else from_epoch_seconds(plain_item["closed_at"]),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
@@ -30,6 +30,9 @@ from tollgate.storage.table import (
     store_outages,
     user_pk,
 )
+
+if TYPE_CHECKING:
+    from types_boto3_dynamodb.type_defs import AttributeValueTypeDef
 
 ROWS_BYTES_AT_MOST: Final = 300_000
 """Of one item; DynamoDB's own limit is 400 KB, names and keys included."""
@@ -53,9 +56,8 @@ class DayRollUps:
 
     def move_mark(self, tenant_id: str, user_id: str, through_at: datetime) -> None:
         """It only moves on; who comes late with less changes nothing."""
-        self._apply(
-            "put_item",
-            Item=attributes(**_mark_key(tenant_id, user_id), Type="RollUps", through_at=_microseconds(through_at)),
+        self._put(
+            attributes(**_mark_key(tenant_id, user_id), Type="RollUps", through_at=_microseconds(through_at)),
             ConditionExpression="attribute_not_exists(PK) OR through_at < :through",
             ExpressionAttributeValues={":through": n(_microseconds(through_at))},
         )
@@ -101,7 +103,7 @@ class DayRollUps:
                 "ConditionExpression": "generation = :seen OR generation = :own",
                 "ExpressionAttributeValues": {":seen": s(seen.generation), ":own": s(rolled.generation)},
             }
-        done = self._apply("put_item", Item=head, **condition)
+        done = self._put(head, **condition)
         if not done:
             # An earlier attempt of this very call may have landed although nobody was told.
             stands = self.find_day(tenant_id, user_id, rolled.day)
@@ -120,11 +122,18 @@ class DayRollUps:
             generation=rolled.generation,
             rows=text,
         )
-        self._apply("put_item", Item=part, ConditionExpression="attribute_not_exists(PK)")
+        self._put(part, ConditionExpression="attribute_not_exists(PK)")
 
     def _drop_parts(self, pk: str, prefix: str) -> None:
         for item in list(self._items(pk, prefix, f"{prefix}~")):
-            self._apply("delete_item", Key=attributes(PK=pk, SK=item["SK"]), ConditionExpression="attribute_exists(PK)")
+            with store_outages():
+                self._table.client.delete_item(
+                    TableName=self._table.name,
+                    Key=attributes(PK=pk, SK=item["SK"]),
+                    # Also when somebody else has dropped it meanwhile; never a day's own item.
+                    ConditionExpression="attribute_not_exists(PK) OR generation = :generation",
+                    ExpressionAttributeValues={":generation": s(item["generation"])},
+                )
 
     def _day(self, tenant_id: str, user_id: str, head: dict[str, Any], parts: list[dict[str, Any]]) -> DayRollUp:
         for _ in range(MOST_LOOKS):
@@ -157,11 +166,11 @@ class DayRollUps:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
-    def _apply(self, operation: str, **request: Any) -> bool:  # noqa: ANN401  boto3's own form
-        """One conditional write; False when its condition refused it."""
+    def _put(self, item: dict[str, AttributeValueTypeDef], **condition: Any) -> bool:  # noqa: ANN401  boto3's own form
+        """One conditional put; False when its condition refused it."""
         with store_outages():
             try:
-                getattr(self._table.client, operation)(TableName=self._table.name, **request)
+                self._table.client.put_item(TableName=self._table.name, Item=item, **condition)
             except ClientError as error:
                 if condition_failed(error):
                     return False

@@ -270,7 +270,7 @@ def _due_sk(instant: datetime) -> str:
 
 
 def _item(subscriber: Subscriber, version: int) -> dict[str, AttributeValueTypeDef]:
-    item = attributes(
+    return attributes(
         PK=user_pk(subscriber.tenant_id, subscriber.user_id),
         SK="SUBSCRIBER",
         Type="Subscriber",
@@ -280,15 +280,13 @@ def _item(subscriber: Subscriber, version: int) -> dict[str, AttributeValueTypeD
         dispute_ids=" ".join(sorted(subscriber.dispute_ids)) or None,
         first_key_due=subscriber.first_key_due or None,
         first_key_issued=subscriber.first_key_issued or None,
+        had_trial=subscriber.had_trial or None,
         synced_at=_seconds(subscriber.synced_at),
         check_at=_seconds(subscriber.check_at),
         **_checkout_fields(subscriber.checkout),
         **_subscription_fields(subscriber.subscription),
+        **_due_fields(subscriber.user_id, subscriber.check_at),
     )
-    if subscriber.check_at is None:
-        return item
-    shard = crc32(subscriber.user_id.encode()) % DUE_SHARDS
-    return item | attributes(GSI1PK=_due_pk(shard), GSI1SK=_due_sk(subscriber.check_at))
 
 
 def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Subscriber:
@@ -307,6 +305,13 @@ def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Subscriber
         synced_at=_instant(item.get("synced_at")),
         check_at=_instant(item.get("check_at")),
     )
+
+
+def _due_fields(user_id: str, check_at: datetime | None) -> dict[str, str]:
+    """The entry in the index of what is due."""
+    if check_at is None:
+        return {}
+    return {"GSI1PK": _due_pk(crc32(user_id.encode()) % DUE_SHARDS), "GSI1SK": _due_sk(check_at)}
 
 
 def _checkout_fields(checkout: OpenCheckout | None) -> dict[str, str | int | None]:

@@ -1,0 +1,175 @@
+"""Stripe's meter of overage: what it is told, what it has counted, and which invoice lines billed it.
+
+Of API 2026-10-28.endive. Every method raises StripeUnavailableError (ask again: all of it is safe to repeat),
+StripeRefusedError, and UpstreamUnavailableError when our own secret cannot be read. Which lines and items are overage
+is told by the meter of their price, so prices may be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from tollgate.domain.errors import StripeRefusedError
+from tollgate.domain.overage import BilledLine, MeteredItem
+from tollgate.domain.subscriptions import SubscriptionStatus
+from tollgate.providers.stripe_client import StripeConnection, plain, stripe_errors
+
+if TYPE_CHECKING:
+    import stripe
+
+PAGE: Final = 100
+_MISSING: Final = "resource_missing"
+_MINUTE: Final = 60
+_SAME_IDENTIFIER: Final = "already exists with identifier"
+"""Stripe has no code of its own for this, only the text."""
+
+
+class StripeMeter:
+    """The one that reports overage. Remembers the meter's id and the prices it has seen, which never change."""
+
+    def __init__(
+        self,
+        secret: Callable[[], str],
+        event_name: str,
+        *,
+        base_url: str | None = None,
+        http_client: stripe.HTTPClient | None = None,
+    ) -> None:
+        self._stripe = StripeConnection(secret, base_url=base_url, http_client=http_client)
+        self._event_name = event_name
+        self._meter_id: str | None = None
+        self._meters_of_prices: dict[str, str | None] = {}
+
+    def send(self, customer_id: str, value: int, identifier: str, stamped_at: datetime) -> None:
+        """Tell Stripe the value as of an instant. Under an identifier that it knows already, nothing happens."""
+        import stripe  # noqa: PLC0415  at the first use: see providers/stripe_client.py
+
+        params: Any = {
+            "event_name": self._event_name,
+            "payload": {"stripe_customer_id": customer_id, "value": str(value)},
+            "identifier": identifier,
+            "timestamp": int(stamped_at.timestamp()),
+        }
+        client = self._stripe.client()
+        with stripe_errors():
+            try:
+                # No idempotency key: Stripe would repeat a failure under it for a day. The identifier does its work.
+                client.v1.billing.meter_events.create(params)
+            except stripe.InvalidRequestError as error:
+                if _SAME_IDENTIFIER not in str(error):
+                    raise
+
+    def find_total(self, customer_id: str, start_at: datetime, end_at: datetime) -> int:
+        """What Stripe has counted in the whole minutes inside [start, end); 0 when it was told nothing."""
+        start, end = int(start_at.timestamp()), int(end_at.timestamp())
+        params: Any = {
+            "customer": customer_id,
+            "start_time": -(-start // _MINUTE) * _MINUTE,
+            "end_time": end // _MINUTE * _MINUTE,
+        }
+        meter_id = self._find_meter()
+        found = self._ask(lambda api: api.v1.billing.meters.event_summaries.list(meter_id, params))["data"]
+        return int(found[0]["aggregated_value"]) if found else 0
+
+    def find_item(self, subscription_id: str) -> MeteredItem | None:
+        """The overage item of a subscription; None: there is no such subscription."""
+        try:
+            found = self._ask(lambda api: api.v1.subscriptions.retrieve(subscription_id))
+        except StripeRefusedError as error:
+            if error.stripe_code == _MISSING:
+                return None
+            raise
+        meter_id = self._find_meter()
+        items = [item for item in found["items"]["data"] if _meter_of(item["price"]) == meter_id]
+        over = SubscriptionStatus(found["status"]).ended or not items
+        begin = min(found["created"], found["billing_cycle_anchor"])
+        return MeteredItem(
+            subscription_id=subscription_id,
+            customer_id=str(found["customer"]),
+            since_at=_instant(begin),
+            start_at=None if over else _instant(items[0]["current_period_start"]),
+            end_at=None if over else _instant(items[0]["current_period_end"]),
+        )
+
+    def list_lines(self, subscription_id: str, since_at: datetime) -> tuple[BilledLine, ...]:
+        """Lines for overage of the invoices that were made since then, drafts included."""
+        params: Any = {
+            "subscription": subscription_id,
+            "created": {"gte": int(since_at.timestamp())},
+            "limit": PAGE,
+        }
+        invoices = self._all(lambda api: api.v1.invoices.list(params))
+        return tuple(
+            _line(invoice, line, subscription_id)
+            for invoice in invoices
+            for line in self._lines_of(invoice)
+            if self._is_overage(line)
+        )
+
+    def _lines_of(self, invoice: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not invoice["lines"]["has_more"]:
+            return list(invoice["lines"]["data"])
+        params: Any = {"limit": PAGE}
+        return self._all(lambda api: api.v1.invoices.line_items.list(invoice["id"], params))
+
+    def _is_overage(self, line: Mapping[str, Any]) -> bool:
+        details = (line.get("parent") or {}).get("subscription_item_details")
+        pricing = (line.get("pricing") or {}).get("price_details")
+        if details is None or details.get("proration") or pricing is None:
+            return False
+        price_id = str(pricing["price"])
+        if price_id not in self._meters_of_prices:
+            price = self._ask(lambda api: api.v1.prices.retrieve(price_id))
+            self._meters_of_prices[price_id] = _meter_of(price)
+        return self._meters_of_prices[price_id] == self._find_meter()
+
+    def _find_meter(self) -> str:
+        if self._meter_id is None:
+            params: Any = {"status": "active", "limit": PAGE}
+            meters = self._all(lambda api: api.v1.billing.meters.list(params))
+            found = [meter["id"] for meter in meters if meter["event_name"] == self._event_name]
+            if not found:
+                raise StripeRefusedError(
+                    "Overage cannot be billed: the operator has not set up its meter at Stripe.",
+                    stripe_code="no_meter",
+                    stripe_param="event_name",
+                )
+            self._meter_id = str(found[0])
+        return self._meter_id
+
+    def _ask(self, call: Callable[[stripe.StripeClient], Any]) -> dict[str, Any]:
+        client = self._stripe.client()
+        with stripe_errors():
+            return plain(call(client))
+
+    def _all(self, call: Callable[[stripe.StripeClient], Any]) -> list[dict[str, Any]]:
+        client = self._stripe.client()
+        with stripe_errors():
+            return [plain(one) for one in call(client).auto_paging_iter()]
+
+
+def _meter_of(price: Mapping[str, Any]) -> str | None:
+    meter = (price.get("recurring") or {}).get("meter")
+    return None if meter is None else str(meter)
+
+
+def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], subscription_id: str) -> BilledLine:
+    final = invoice["status"] != "draft"
+    finalizes = invoice.get("automatically_finalizes_at")
+    start_at, end_at = _instant(line["period"]["start"]), _instant(line["period"]["end"])
+    return BilledLine(
+        invoice_id=str(invoice["id"]),
+        subscription_id=subscription_id,
+        start_at=start_at,
+        # A window of no length was cut the moment it began; it bills that second.
+        end_at=max(end_at, start_at + timedelta(seconds=1)),
+        quantity=int(line["quantity"] or 0),
+        final=final,
+        finalizes_at=None if final or finalizes is None else _instant(finalizes),
+    )
+
+
+def _instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
