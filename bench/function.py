@@ -58,6 +58,7 @@ class Surroundings:
     engine_url: str
     table: Table
     upstream_port: int
+    upstream_pid: int
     api_key: str
     byte_code: Path
 
@@ -124,7 +125,7 @@ def surroundings() -> Iterator[Surroundings]:
         ensure_table(client, Template(ROOT / "template.yaml"))
         table = Table(client, TABLE_NAME)
         key = add_user(table)
-        yield Surroundings(aws, engine.name, engine.url, table, port, key, folder / "byte-code")
+        yield Surroundings(aws, engine.name, engine.url, table, port, upstream.pid, key, folder / "byte-code")
 
 
 def add_user(table: Table, user_id: str = "bench", plan_id: str = "bench") -> str:
@@ -158,11 +159,13 @@ class Answer:
     first_byte_seconds: float
     first_token_seconds: float
     """To the first piece of text; 0 when there was none."""
+    last_byte_seconds: float
     seconds: float
+    """To the end of the invocation, where there is one: what Lambda bills."""
 
     @property
     def is_whole_stream(self) -> bool:
-        return self.status == 200 and b"event: message_stop" in self.body  # noqa: PLR2004
+        return self.status == 200 and b"event: message_stop" in self.body
 
 
 class FunctionProcess:
@@ -215,7 +218,7 @@ class FunctionProcess:
         """Hands the process one event and reads its answer to the end. RuntimeError when the invocation failed."""
         self._count += 1
         began = time.monotonic()
-        status, first, token, body = 0, 0.0, 0.0, bytearray()
+        status, first, token, last, body = 0, 0.0, 0.0, 0.0, bytearray()
         invocation = self._api.invoke(
             event, request_id=f"bench-{self._count}", timeout_seconds=120, function_arn="arn:aws:lambda:::function:b"
         )
@@ -224,17 +227,18 @@ class FunctionProcess:
                 case Prelude():
                     status = part.status_code
                 case Chunk():
-                    first = first or part.received_at - began
+                    last = part.received_at - began
+                    first = first or last
                     body += part.data
                     if not token and FIRST_TOKEN in body:
-                        token = part.received_at - began
+                        token = last
                 case Buffered():
                     answer = json.loads(part.payload)
                     status, body = answer["statusCode"], bytearray(answer.get("body", "").encode())
-                    first = time.monotonic() - began
+                    first = last = time.monotonic() - began
                 case Failed():
                     raise RuntimeError(f"{part}\n" + "".join(self._lines))
-        return Answer(status, bytes(body), first, token, time.monotonic() - began)
+        return Answer(status, bytes(body), first, token, last, time.monotonic() - began)
 
     def close(self) -> None:
         self._process.kill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ def cpu_seconds(pid: int) -> float:
     Linux has it in nanoseconds, by a clock made of the process's number (clock_getcpuclockid); elsewhere it comes in
     hundredths of a second, which many requests even out.
     """
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         return time.clock_gettime((~pid << 3) | 2)
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)

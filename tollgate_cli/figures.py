@@ -26,6 +26,11 @@ def count(number: int | None) -> str:
     return "none" if number is None or number >= UNLIMITED else f"{number:,}"
 
 
+def of_quota(used: int, quota: int | None) -> str:
+    """`3,000 of 100,000`, and no more than `3,000` where there is no quota."""
+    return f"{used:,}" if quota is None or quota >= UNLIMITED else f"{used:,} of {quota:,}"
+
+
 def percent(permille: int | None) -> str:
     if permille is None:
         return ""

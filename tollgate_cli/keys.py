@@ -51,5 +51,5 @@ def keys(deployment: Deployment, user: Named) -> None:
         for key in found
     ]
     console().print(
-        table_of(f"{len(rows)} API keys of {person.user_id}", COLUMNS, rows, right=("Budget", "Per minute"))
+        table_of(f"API keys of {person.user_id}: {len(rows)}", COLUMNS, rows, right=("Budget", "Per minute"))
     )

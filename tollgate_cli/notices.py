@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tollgate.storage.notices import SHARDS, DueNotice, StoredNotice
+from tollgate.storage.notices import SHARDS, DueNotice, StoredNotice, due_at
 from tollgate_cli.deployment import Deployment, deployed
 from tollgate_cli.figures import moment, rfc3339, table_of
 from tollgate_cli.output import console, print_json
@@ -44,11 +44,11 @@ def list_command(
             str(stored.attempts),
             "told" if stored.webhook_sent else "",
             "sent" if stored.mail_sent else "",
-            moment(entry.due_at),
+            moment(due_at(entry)),
         )
         for entry, stored in found
     ]
-    console().print(table_of(f"{len(rows)} notices", COLUMNS, rows, right=("Attempts",)))
+    console().print(table_of(f"Notices: {len(rows)}", COLUMNS, rows, right=("Attempts",)))
 
 
 @app.command()
@@ -78,5 +78,5 @@ def _document(entry: DueNotice, stored: StoredNotice) -> dict[str, object]:
         "attempts": stored.attempts,
         "webhook_sent": stored.webhook_sent,
         "mail_sent": stored.mail_sent,
-        "next_at": rfc3339(entry.due_at),
+        "next_at": rfc3339(due_at(entry)),
     }

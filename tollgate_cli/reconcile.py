@@ -147,7 +147,7 @@ def _print_differences(differences: tuple[Difference, ...]) -> None:
         )
         for each in differences
     ]
-    made = table_of(f"{len(rows)} differences", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
+    made = table_of(f"Differences: {len(rows)}", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
     made.border_style = "red"
     console().print(made)
 

@@ -67,7 +67,7 @@ def requests(
         )
         return
     rows = [_row(record) for record in found]
-    console().print(table_of(f"{len(rows)} calls of {person.user_id}", COLUMNS, rows, right=COLUMNS[3:9]))
+    console().print(table_of(f"Calls of {person.user_id}: {len(rows)}", COLUMNS, rows, right=COLUMNS[3:9]))
     if orphans:
         console().print(_orphans(orphans))
     if more:
@@ -103,7 +103,7 @@ def _orphans(orphans: list[ExpiredReservation]) -> Any:  # noqa: ANN401  a table
         )
         for each in orphans
     ]
-    return table_of(f"{len(rows)} orphans: calls whose owner vanished", columns, rows, right=columns[2:])
+    return table_of(f"Orphans, calls whose owner vanished: {len(rows)}", columns, rows, right=columns[2:])
 
 
 def request_document(record: RequestRecord) -> dict[str, Any]:

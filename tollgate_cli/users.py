@@ -13,7 +13,7 @@ from tollgate.domain.principals import Account, Profile
 from tollgate.domain.subscriptions import Subscriber
 from tollgate.flows.ledger import account_key
 from tollgate_cli.deployment import Deployment, Person, deployed
-from tollgate_cli.figures import count, moment, rfc3339, said, table_of
+from tollgate_cli.figures import count, moment, of_quota, rfc3339, said, table_of
 from tollgate_cli.output import CommandError, aside, console, print_json
 
 app = typer.Typer(help="Look up users.", no_args_is_help=True)
@@ -49,7 +49,7 @@ def list_command(
         (profile.user_id, said(profile.email), profile.plan_id, standing(profile), moment(profile.created_at))
         for profile in rows
     ]
-    console().print(table_of(f"{len(lines)} users", ("User", "E-mail", "Plan", "Standing", "Since"), lines))
+    console().print(table_of(f"Users: {len(lines)}", ("User", "E-mail", "Plan", "Standing", "Since"), lines))
     if more:
         aside().print(f"There are more: --after '{said(last)}'", soft_wrap=True)
 
@@ -96,8 +96,8 @@ def _show(deployment: Deployment, person: Person) -> None:
         "Customer": subscriber.customer_id or "none",
         "Subscription": "none" if remote is None else f"{remote.id}, {remote.status.value}, {remote.plan_id}",
         "Period": f"{usage['period']}, ends {usage['ends_at']}",
-        "Used": f"{count(usage['used_tokens'])} of {count(usage['quota_tokens'])} tokens,"
-        f" {count(usage['used_requests'])} of {count(usage['quota_requests'])} requests",
+        "Used": f"{of_quota(usage['used_tokens'], usage['quota_tokens'])} tokens,"
+        f" {of_quota(usage['used_requests'], usage['quota_requests'])} requests",
         "Held": f"{count(usage['reserved_tokens'])} tokens by {usage['open_reservations']} calls",
         "Written off": f"{count(usage['written_off_tokens'])} tokens",
         "Overage": f"{count(usage['overage_tokens'])} tokens",

@@ -1,16 +1,23 @@
-"""The scheduled job: sweeps reservations that crashed calls left open, and looks again at subscribers who are due."""
+"""The scheduled job: sweeps, looks again at subscribers who are due, closes periods that have ended, opens the next."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
-from tollgate.flows.sweep_meters import sweep_meters
+from tollgate.flows.close_period import CloseReport
+from tollgate.flows.sweep_meters import SweepReport, sweep_meters
 from tollgate.flows.sync_due import sync_due
 from tollgate.wiring import UsageResetTools, build_usage_reset
 
-STOP_EARLY_SECONDS = 40
+STOP_EARLY_SECONDS: Final = 40
 """Leave the run this long before the function is killed: more than one sweep or one look at Stripe under retries."""
+SWEPT_AT_PERCENT: Final = 35
+SYNCED_AT_PERCENT: Final = 55
+CLOSED_AT_PERCENT: Final = 80
+REPORTED_AT_PERCENT: Final = 95
+"""Of the run's time. What is not reached by then waits for the next run, so that no part keeps another from its turn;
+what a part does not need, the next has."""
 
 
 class Context(Protocol):
@@ -25,11 +32,31 @@ def _tools() -> UsageResetTools:
 
 
 def handler(event: dict[str, object], context: Context) -> dict[str, int | bool]:
-    """Sweep, and say what was done; an error is left to the scheduler, which tries again and then keeps the event."""
+    """Do what is due, and say what was done; an error is left to the scheduler, which tries again and keeps the event.
+
+    Every part may be late, doubled or killed: the next run goes on.
+    """
     tools = _tools()
+    began_at_seconds = tools.clock.now_seconds()
     left_seconds = context.get_remaining_time_in_millis() // 1000 - STOP_EARLY_SECONDS
-    deadline_at_seconds = tools.clock.now_seconds() + left_seconds
+    swept = _sweep(tools, began_at_seconds + left_seconds * SWEPT_AT_PERCENT // 100)
+    synced = _sync(tools, began_at_seconds + left_seconds * SYNCED_AT_PERCENT // 100)
+    closed = _close(tools, began_at_seconds + left_seconds * CLOSED_AT_PERCENT // 100)
+    return {
+        "seen_meters": swept.seen_meters,
+        "expired_reservations": swept.expired_reservations,
+        "synced_subscribers": synced,
+        "closed_periods": closed.closed_periods,
+        "left_periods": closed.left_periods,
+        "reported_users": _report(tools, began_at_seconds + left_seconds * REPORTED_AT_PERCENT // 100),
+        "opened_periods": tools.closer.open_ahead(began_at_seconds + left_seconds),
+        "complete": swept.complete and closed.complete,
+    }
+
+
+def _sweep(tools: UsageResetTools, deadline_at_seconds: float) -> SweepReport:
     swept = sweep_meters(
+        activity=tools.activity,
         meters=tools.meters,
         ledger=tools.ledger,
         catalog=tools.catalog,
@@ -37,12 +64,7 @@ def handler(event: dict[str, object], context: Context) -> dict[str, int | bool]
         deadline_at_seconds=deadline_at_seconds,
     )
     tools.telemetry.event("meters_swept", swept_count=swept.expired_reservations, outcome=_outcome(swept.complete))
-    return {
-        "seen_meters": swept.seen_meters,
-        "expired_reservations": swept.expired_reservations,
-        "synced_subscribers": _sync(tools, deadline_at_seconds),
-        "complete": swept.complete,
-    }
+    return swept
 
 
 def _sync(tools: UsageResetTools, deadline_at_seconds: float) -> int:
@@ -55,6 +77,34 @@ def _sync(tools: UsageResetTools, deadline_at_seconds: float) -> int:
     )
     tools.telemetry.event("subscribers_synced", swept_count=due.synced_subscribers, outcome=_outcome(due.complete))
     return due.synced_subscribers
+
+
+def _close(tools: UsageResetTools, deadline_at_seconds: float) -> CloseReport:
+    closed = tools.closer.close_due(deadline_at_seconds)
+    tools.telemetry.event(
+        "periods_closed",
+        closed_count=closed.closed_periods,
+        left_count=closed.left_periods,
+        unreconciled_count=closed.unreconciled_periods,
+        outcome=_outcome(closed.complete),
+    )
+    tools.telemetry.measure(
+        {"PeriodsLeftOpen": closed.left_periods, "PeriodsUnreconciled": closed.unreconciled_periods}
+    )
+    return closed
+
+
+def _report(tools: UsageResetTools, deadline_at_seconds: float) -> int:
+    """After the closes, which say whose last overage there is to report."""
+    reported = tools.report_overage(deadline_at_seconds)
+    tools.telemetry.event(
+        "overage_run",
+        reported_count=reported.reported_users,
+        refused_count=reported.refused_users,
+        outcome=_outcome(reported.complete),
+    )
+    tools.telemetry.measure({"OverageUsersRefused": reported.refused_users})
+    return reported.reported_users
 
 
 def _outcome(complete: bool) -> str:

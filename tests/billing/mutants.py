@@ -29,7 +29,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _conditional_put(",
         '"version = :seen"',
         '"version = :seen OR attribute_exists(PK)"',
-        300,
+        10,
     ),
     _mutant(
         "fetch between reading and writing",
@@ -38,7 +38,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "decided = self._decide(seen, subscriptions, look)",
         "seen = self._subscriptions.find(tenant_id, user_id)\n"
         "            decided = self._decide(seen, subscriptions, look)",
-        300,
+        20,
     ),
     _mutant(
         "a sync that finds nothing new moves the version",
@@ -56,7 +56,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _write(",
         "also=[self._subscriptions.part_of_transaction(decided)],\n            )",
         "also=(),\n            )\n            self._subscriptions.put(decided)",
-        100,
+        10,
     ),
     _mutant(
         "who lost the race starts again",
@@ -64,25 +64,25 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _write(",
         "except (StaleAccountError, SupersededError):\n            return None",
         "except (StaleAccountError, SupersededError):\n            pass",
-        500,
+        20,
     ),
-    _mutant("surplus subscriptions end", SYNC, "def _fetch(", "choice.surplus:", "():", 300),
+    _mutant("surplus subscriptions end", SYNC, "def _fetch(", "choice.surplus:", "():", 20),
     _mutant(
         "disputes are fetched",
         SYNC,
         "def _open_disputes(",
         "dispute is not None and dispute.open",
         "dispute is not None",
-        300,
+        200,
     ),
-    _mutant("a customer that is gone is let go", SYNC, "def _decide(", "if look.customer and", "if False and", 300),
+    _mutant("a customer that is gone is let go", SYNC, "def _decide(", "if look.customer and", "if False and", 20),
     _mutant(
         "the hourly run looks at who is due",
         SYNC,
         "def _write(",
         "check_at=next_check_at(decided.subscription, entitlements, self._now())",
         "check_at=None",
-        500,
+        1500,
     ),
     _mutant(
         "a checkout that is over is forgotten",
@@ -90,7 +90,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _decide(",
         "None if self._checkout_is_over(seen, look) else seen.checkout",
         "seen.checkout",
-        100,
+        20,
     ),
     _mutant(
         "an event is done after its effects",
@@ -98,16 +98,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _once(",
         "            effect(event)\n",
         "            self._events.finish(lease, self._now())\n            effect(event)\n",
-        300,
+        200,
     ),
-    _mutant("an event is given back when it failed", EVENTS, "def _once(", "raise\n", "pass\n", 300),
+    _mutant("an event is given back when it failed", EVENTS, "def _once(", "raise\n", "pass\n", 20),
     _mutant(
         "a busy event waits",
         EVENTS,
         "def _once(",
         'raise ConflictError("Another delivery of this event is being handled. Send it again.")',
         "return Outcome.DUPLICATE",
-        300,
+        20,
     ),
     _mutant(
         "lease",
@@ -116,7 +116,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"attribute_not_exists(done_at) AND (attribute_not_exists(leased_until) OR leased_until < :now)"',
         '"attribute_not_exists(done_at) AND (attribute_not_exists(leased_until) OR leased_until > :zero OR'
         ' leased_until < :now)"'.replace(":zero", ":now"),
-        300,
+        20,
     ),
     _mutant(
         "dedupe",
@@ -124,7 +124,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def begin(",
         '"attribute_not_exists(done_at) AND (',
         '"(attribute_not_exists(done_at) OR attribute_exists(done_at)) AND (',
-        100,
+        20,
     ),
     _mutant(
         "refunds once",
@@ -132,7 +132,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def _put_once(",
         '"attribute_not_exists(PK)"',
         '"attribute_not_exists(PK) OR attribute_exists(PK)"',
-        500,
+        200,
     ),
     _mutant(
         "grace ends",
@@ -140,7 +140,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "def entitlements_of(",
         "if now < grace_ends_at:",
         "if True:",
-        500,
+        200,
     ),
 )
 

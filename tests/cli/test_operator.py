@@ -179,7 +179,7 @@ class TestRequests:
         assert [each["charged_tokens"] for each in told["requests"]] == [2_000, 1_000]
         told = tollgate.json("requests", "bob")
         assert [orphan["charged_tokens"] for orphan in told["orphans"]] == [500]
-        assert "1 orphans" in tollgate.says("requests", "bob")
+        assert "Orphans, calls whose owner vanished: 1" in tollgate.says("requests", "bob")
         assert "estimated" in tollgate.says("requests", "ada")
 
     @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ MEANING_BEYOND_THE_SCHEMA = {
     "/auth/mfa": "action says which fields go with it",
     "/auth/password/reset": "the code",
     "/auth/register": "addresses of throw-away domains",
+    "/usage/daily": "which month has a 31st, and which day comes first",
+    "/usage/export": "the cursor, which day comes first",
+    "/usage/requests": "the cursor, which day comes first",
     "/user/preferences": "the size of the whole document",
 }
 TAKEN = ["2xx", "401", "403", "404", "409", "429"]

@@ -74,7 +74,7 @@ def test_keys_of_items_are_spelled_out() -> None:
     rows = access_patterns.item_rows(list(access_patterns.read_sources(ROOT / "layers/core/tollgate/storage")))
     by_type = {row[0]: row for row in rows}
     assert by_type["`User`"][1:3] == ["`TENANT#<tenant_id>#USER#<user_id>`", "`PROFILE`"]
-    assert by_type["`Meter`"][3] == "`PERIOD#<month>#<shard>`"
+    assert by_type["`Meter`"][3] == "`METERS#<shard>`"
     assert all(row[1] != "none" and row[2] != "none" for row in rows)
 
 

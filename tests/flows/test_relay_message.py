@@ -27,6 +27,7 @@ from tollgate.domain.errors import (
     UpstreamBusyError,
     UpstreamUnavailableError,
 )
+from tollgate.domain.ledger import MeterKey
 from tollgate.domain.message_requests import parse_message_request
 from tollgate.domain.plans import ExpiryPolicy, QuotaKind
 from tollgate.domain.principals import CredentialKind, KeyLimits, MaxTokensPolicy, Principal
@@ -99,6 +100,7 @@ class World(LedgerWorld):
         super().__init__(a_plan(**({"quota_tokens": 10_000} | plan)))
         self.upstream = upstream
         self.journal = Journal()
+        self.active: list[MeterKey] = []
         self.noted: list[Principal] = []
         self.reply = Reply()
         self.catalog = cast("Catalog", _CatalogOf(self))
@@ -111,7 +113,7 @@ class World(LedgerWorld):
             requests=Requests(table),
             clock=self,
             journal=self.journal,
-            note_active=ActivityNotes(Activity(table), self, lambda *_: None).note,
+            note_active=self.active.append,
             note_standing=lambda _: None,
             note_use=self.noted.append,
         )
@@ -296,6 +298,8 @@ class TestACompleteAnswer:
             "web_fetches": 1,
             "upstream": "anthropic",
             "upstream_request_id": "req_up",
+            "nonce": "iiiii2",
+            "booked": True,
         }
 
     def test_is_priced_by_the_model_that_served_it(self) -> None:

@@ -250,14 +250,32 @@ def test_a_crashed_call_has_a_row_of_its_own_on_the_day_it_was_found() -> None:
 
 def test_a_crashed_call_is_there_before_its_day_is_over_and_a_correction_replaces_it() -> None:
     world = UsageWorld()
-    world.put_expired(NOW - timedelta(hours=1))
+    world.put_expired(NOW - timedelta(minutes=10))
     assert world.days(TODAY, TODAY) == {TODAY: 300}
     world.roll_ups.roll_up_days("main", "u1")
-    world.put_expired(NOW - timedelta(hours=1), outcome="corrected", charged=120, written_off=0)
-    world.put(a_record(NOW - timedelta(hours=1), charged_tokens=120))
+    world.put_expired(NOW - timedelta(minutes=10), outcome="corrected", charged=120, written_off=0)
+    world.put(a_record(NOW - timedelta(minutes=21), charged_tokens=120))
     assert world.days(TODAY, TODAY) == {TODAY: 120}
     rows = world.roll_ups.days("main", "u1", TODAY, TODAY).rows[TODAY]
     assert total(rows.values()).corrected == 1
+    world.advance(days=2)
+    world.roll_ups.roll_up_days("main", "u1")
+    world.forget_records()
+    assert world.days(TODAY, TODAY) == {TODAY: 120}
+
+
+@pytest.mark.parametrize("hours_ago", [1, 11, 13])
+def test_a_crashed_call_of_a_user_who_never_came_back_is_kept(hours_ago: int) -> None:
+    """The last run before its record went was on the very day of the sweep, or before midnight."""
+    world = UsageWorld()
+    world.put(a_record(NOW - timedelta(hours=14)))
+    world.put_expired(NOW - timedelta(hours=hours_ago))
+    world.roll_ups.roll_up_days("main", "u1", until=NOW - timedelta(hours=12, minutes=5))
+    expected = world.days(YESTERDAY, TODAY)
+    assert sum(expected.values()) == 450
+    world.forget_records()
+    world.advance(days=91)
+    assert world.days(YESTERDAY, TODAY) == expected
 
 
 def unsettled(policy: ExpiryPolicy, *fates: Fate) -> tuple[World, UsageRollUps]:

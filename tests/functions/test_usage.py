@@ -183,6 +183,13 @@ def test_a_leap_years_days_fit_and_one_more_does_not(get: Get, last: str, status
     assert get("/usage/daily", **{"from": "2025-01-01", "to": last}).status == status
 
 
+@pytest.mark.parametrize(
+    ("last", "days"), [("2000-01-01", 1), ("2000-01-29", 29), ("2000-01-30", 30), ("2000-01-31", 30)]
+)
+def test_thirty_days_end_where_days_begin(get: Get, last: str, days: int) -> None:
+    assert len(get("/usage/daily", to=last).body["data"]) == days
+
+
 def test_days_to_come_are_empty(get: Get) -> None:
     body = get("/usage/daily", **{"from": "2099-12-30", "to": "2099-12-31"}).body
     assert [day["date"] for day in body["data"]] == ["2099-12-30", "2099-12-31"]

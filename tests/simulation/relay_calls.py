@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -199,6 +199,8 @@ class _Upstream:
         document = json.loads(request.body)
         call.max_output_tokens = document["max_tokens"]
         world.oracle.bind_open(owner.process, call)
+        if when_sent is not None:
+            when_sent()
         if rng.random() < world.levels.upstream_refusal:
             return self._refuse()
         call.starts += 1

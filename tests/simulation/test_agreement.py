@@ -311,7 +311,8 @@ class _Driver:
         self.meters.forget_marker(key, f"key-{self.rng.randrange(30)}", self._some_reservation(meter))
 
     def _list(self, key: MeterKey, meter: Meter) -> None:
-        assert list(self.meters.list_shard("2026-11", self.rng.randrange(16))) is not None
+        before = _START.replace(month=self.rng.randrange(9, 13))
+        assert list(self.meters.list_ending(self.rng.randrange(16), before)) is not None
 
 
 _START = datetime(2026, 11, 1, tzinfo=UTC)

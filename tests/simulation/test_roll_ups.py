@@ -96,7 +96,6 @@ def figures(seed: int, seen: Counter[str]) -> list[str]:
     """Differences of one run; there are none."""
     world = World(draw_scenario(seed, Options(relay=True)))
     world.run()
-    assert world.oracle.violations == []
     books, differences = Books(world, random.Random(seed)), []
     for number in range(6):
         for user in range(len(world.chosen)):

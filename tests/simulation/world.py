@@ -6,9 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from itertools import count
+from typing import Any, cast
 
 from tests.simulation.containers import TABLE, TENANT, Container, user_id
 from tests.simulation.expressions import Item
@@ -23,6 +24,7 @@ from tests.simulation.refusals import Refusals
 from tests.simulation.relay_calls import MODEL_ID, RelayCall
 from tests.simulation.scenario import Levels, OverageChoice, PlanChange, Request, Scenario
 from tests.simulation.truth import PRICES, Call
+from tests.support.scripted_dynamodb import ScriptedClient
 from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.errors import (
     QuotaExceededError,
@@ -33,7 +35,9 @@ from tollgate.domain.pricing import Model, PriceRow
 from tollgate.domain.principals import Profile
 from tollgate.domain.subscriptions import Entitlements
 from tollgate.flows.sweep_meters import sweep_meters
-from tollgate.storage.table import user_pk
+from tollgate.storage.activity import Activity
+from tollgate.storage.meters import meter_of
+from tollgate.storage.table import Table, user_pk
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -248,7 +252,13 @@ class World:
 
     def _whole_sweep(self, container: Container) -> None:
         """The scheduled job itself, which finds the meters by their index."""
+        client = ScriptedClient(self.table, container.now_seconds)
+        marks = Activity(Table(cast("Any", client), self.table.name))
+        for _, _, item in self._meters():
+            # As the relay notes it; here of calls that only the ledger sees, too.
+            marks.note(meter_of(item).key, datetime.fromtimestamp(container.now_seconds() // 3600 * 3600, UTC))
         report = sweep_meters(
+            activity=Activity(container.table),
             meters=container.meters,
             ledger=container.ledger,
             catalog=self.catalog,

@@ -29,6 +29,7 @@ from tollgate.domain.ledger import Meter, Reservation
 from tollgate.domain.plans import ExpiryPolicy, PeriodKind
 from tollgate.flows.ledger import Ledger
 from tollgate.flows.sweep_meters import SweepReport, sweep_meters
+from tollgate.storage.activity import Activity
 from tollgate.storage.meters import Meters
 from tollgate.wiring import SystemIds
 
@@ -78,6 +79,7 @@ def sweep_at(gateway: Gateway, catalog: Path, seconds: float) -> SweepReport:
     """What the scheduled function does, at that time, on the stack's own table."""
     meters, clock = Meters(gateway.table), LaterClock(seconds)
     return sweep_meters(
+        activity=Activity(gateway.table),
         meters=meters,
         ledger=Ledger(meters, clock, SystemIds()),
         catalog=load_catalog(str(catalog)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from tollgate.providers.claude import UpstreamLostError, UpstreamRequest
+from tollgate.providers.claude import UpstreamLostError, UpstreamNotReachedError, UpstreamRequest
 
 Doing = Callable[[], None]
 Chunk = bytes | Exception | Doing
@@ -57,7 +57,7 @@ class FakeUpstream:
 
     def send(self, request: UpstreamRequest, timeout_seconds: float, when_sent: Doing | None = None) -> FakeAnswer:
         self.requests.append(request)
-        if when_sent is not None:
+        if when_sent is not None and not isinstance(self.before_head, UpstreamNotReachedError):
             when_sent()
         if isinstance(self.before_head, Exception):
             raise self.before_head

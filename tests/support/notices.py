@@ -20,7 +20,7 @@ from tollgate.flows.ledger import Ledger, account_key
 from tollgate.flows.message_calls import Standing
 from tollgate.flows.notices import UsageThresholds
 from tollgate.storage.meters import Meters
-from tollgate.storage.notices import SHARDS, Notices, StoredNotice
+from tollgate.storage.notices import SHARDS, Notices, StoredNotice, due_at
 from tollgate.storage.users import Users
 
 
@@ -76,7 +76,7 @@ class ThresholdWorld:
     def due(self) -> list[timedelta]:
         """How long from now until each waiting notice is due."""
         entries = [entry for shard in range(SHARDS) for entry in self.notices.list_waiting(shard)]
-        return [entry.due_at - self.now for entry in entries]
+        return [due_at(entry) - self.now for entry in entries]
 
     @contextmanager
     def silence(self, operation: str = "*") -> Iterator[None]:

@@ -65,7 +65,13 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     },
     "usage": {
         "<UsageLogGroup.Arn>": LOGS,
-        TABLE: {"dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem"},
+        TABLE: {
+            "dynamodb:DeleteItem",
+            "dynamodb:GetItem",
+            "dynamodb:PutItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+        },
     },
     "billing": {
         "<BillingLogGroup.Arn>": LOGS,

@@ -284,6 +284,8 @@ def test_keys_are_built_in_storage_only() -> None:
 
 
 UNCONDITIONAL = {
+    # A mark of activity is a fact with a key of its own, too.
+    "layers/core/tollgate/storage/activity.py",
     # A request record is a fact with a key of its own: writing it twice writes the same.
     "layers/core/tollgate/storage/requests.py",
     # Its one plain write deletes, which is right whatever is there; what it puts is in a transaction with a condition.

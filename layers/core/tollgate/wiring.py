@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import botocore.session
@@ -35,10 +36,10 @@ from tollgate.flows.checkout import Checkouts
 from tollgate.flows.close_account import AccountCloser
 from tollgate.flows.count_tokens import TokenCounter
 from tollgate.flows.current_usage import find_current_usage
-from tollgate.flows.deliver_notices import NoticeDelivery
 from tollgate.flows.end_billing import end_billing
 from tollgate.flows.key_use import KeyUses
 from tollgate.flows.ledger import Ledger
+from tollgate.flows.note_activity import ActivityNotes
 from tollgate.flows.notices import UsageThresholds
 from tollgate.flows.open_door import Doorkeeper
 from tollgate.flows.personal_data import PersonalData
@@ -50,11 +51,10 @@ from tollgate.flows.stripe_events import StripeEventFlow
 from tollgate.providers.claude import ClaudeApi
 from tollgate.providers.cognito import KeySetUrl, SigningKeys, TokenVerifier
 from tollgate.providers.cognito_users import UserPool, pool_id_of, user_pool_client
-from tollgate.providers.mail import SesMailer, mail_client
-from tollgate.providers.operator_webhook import OperatorWebhook
 from tollgate.providers.secrets import Secrets, parameter_client
 from tollgate.providers.stripe_billing import StripeBilling
 from tollgate.providers.stripe_queue import EventQueue, queue_client
+from tollgate.storage.activity import Activity
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
 from tollgate.storage.notices import Notices
@@ -68,6 +68,8 @@ from tollgate.storage.users import Users
 from tollgate.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from tollgate.flows.close_period import PeriodCloser
+    from tollgate.flows.deliver_notices import NoticeDelivery, Webhook
     from tollgate.flows.roll_up_usage import UsageRollUps
     from tollgate.flows.usage_reports import UsageReports
 
@@ -200,10 +202,14 @@ class UsageResetTools:
     clock: Clock
     telemetry: Telemetry
     catalog: Catalog
+    activity: Activity
     meters: Meters
     ledger: Ledger
     subscriptions: Subscriptions
     sync: SubscriptionSync
+    closer: PeriodCloser
+    report_overage: Callable[[float], DueOverageReport]
+    """Until this instant, epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,20 +342,29 @@ def build_usage_reset() -> UsageResetTools:
     telemetry = Telemetry(service="usage_reset", stage=settings.stage, clock=clock)
     table, names = build_table(settings, session), (needed(settings.stripe_secret_key_parameter),)
     secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
-    meters = Meters(table)
+    meters, catalog = Meters(table), load_catalog(settings.catalog_name)
+    ledger = Ledger(meters, clock, SystemIds())
     return UsageResetTools(
         clock=clock,
         telemetry=telemetry,
-        catalog=load_catalog(settings.catalog_name),
+        catalog=catalog,
+        activity=Activity(table),
         meters=meters,
-        ledger=Ledger(meters, clock, SystemIds()),
+        ledger=ledger,
+        closer=build_closer(table, ledger, catalog, clock, telemetry),
         subscriptions=Subscriptions(table),
         sync=build_sync(settings, table, build_stripe(settings, secrets_of), clock, telemetry),
+        report_overage=build_overage_run(
+            build_reporter(settings, table, secrets_of, clock, telemetry), table, telemetry.report
+        ),
     )
 
 
 def build_notices() -> NoticesTools:
     """Raises ConfigurationError when a setting is missing."""
+    from tollgate.flows.deliver_notices import NoticeDelivery  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.providers.mail import SesMailer, mail_client  # noqa: PLC0415
+
     settings, clock = load_settings(required=("AWS_REGION",)), SystemClock()
     session = botocore.session.get_session()
     telemetry = Telemetry(service="notices", stage=settings.stage, clock=clock)
@@ -369,6 +384,8 @@ def build_notices() -> NoticesTools:
 
 def build_stripe_webhook() -> StripeWebhookTools:
     """Raises ConfigurationError when a setting is missing."""
+    from tollgate.flows.report_overage import InvoiceFollower  # noqa: PLC0415  not at the start of the claude function
+
     settings, clock = load_settings(required=(*STRIPE_NEEDS, *WEBHOOK_NEEDS)), SystemClock()
     session = botocore.session.get_session()
     telemetry = Telemetry(service="stripe_webhook", stage=settings.stage, clock=clock)
@@ -376,6 +393,7 @@ def build_stripe_webhook() -> StripeWebhookTools:
     names = (needed(settings.stripe_secret_key_parameter), signing)
     secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
     stripe, queues = build_stripe(settings, secrets_of), queue_client(session, needed(settings.aws_region))
+    to_queue = EventQueue(queues, needed(settings.stripe_event_queue_url))
     return StripeWebhookTools(
         clock=clock,
         telemetry=telemetry,
@@ -388,8 +406,11 @@ def build_stripe_webhook() -> StripeWebhookTools:
             clock,
             SystemIds(),
             telemetry,
-            to_queue=EventQueue(queues, needed(settings.stripe_event_queue_url)).send,
+            to_queue=to_queue.send,
             to_dead_letters=EventQueue(queues, needed(settings.stripe_event_dlq_url)).send,
+            follow_invoice=InvoiceFollower(
+                build_reporter(settings, table, secrets_of, clock, telemetry), to_queue.send
+            ).follow,
         ),
         signing_secrets=lambda: tuple(secrets_of.value(signing).split()),
         account_id=settings.stripe_account,
@@ -467,14 +488,26 @@ def build_claude() -> ClaudeTools:
             requests=Requests(table),
             clock=clock,
             journal=telemetry,
+            note_active=ActivityNotes(Activity(table), clock, telemetry.report).note,
             note_use=KeyUses(ApiKeys(table), clock, telemetry.report).note,
-            note_standing=UsageThresholds(
-                Notices(table), catalog.notices.thresholds_percent, clock, telemetry.report
-            ).note,
+            note_standing=all_told(
+                UsageThresholds(Notices(table), catalog.notices.thresholds_percent, clock, telemetry.report).note,
+                OverageNotes(OverageMarks(table), clock, telemetry.report).note,
+            ),
         ),
         counter=TokenCounter(upstream, clock),
         reports=lambda: build_reports(table, catalog, clock),
     )
+
+
+def all_told(*notes: Callable[[Standing], None]) -> Callable[[Standing], None]:
+    """One that tells each of these."""
+
+    def tell(standing: Standing) -> None:
+        for note in notes:
+            note(standing)
+
+    return tell
 
 
 def build_table(settings: Settings, session: botocore.session.Session) -> Table:
@@ -483,14 +516,40 @@ def build_table(settings: Settings, session: botocore.session.Session) -> Table:
 
 def build_operator_webhook(
     settings: Settings, session: botocore.session.Session, clock: Clock, report: Report
-) -> OperatorWebhook | None:
+) -> Webhook | None:
     """None where no address is set. Needs AWS_REGION, and with an address the parameter of its secrets."""
+    from tollgate.providers.operator_webhook import OperatorWebhook  # noqa: PLC0415  as above
+
     if settings.operator_webhook_url is None:
         return None
     parameter = needed(settings.operator_webhook_secret_parameter)
     secrets_of = build_secrets(settings, session, (parameter,), clock, report)
     return OperatorWebhook(
         settings.operator_webhook_url, lambda: tuple(secrets_of.value(parameter).split()), settings.stage
+    )
+
+
+def build_closer(table: Table, ledger: Ledger, catalog: Catalog, clock: Clock, telemetry: Telemetry) -> PeriodCloser:
+    from tollgate.flows.close_period import PeriodCloser  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.storage.overage import OverageMarks  # noqa: PLC0415
+    from tollgate.storage.period_summaries import PeriodSummaries  # noqa: PLC0415
+
+    marks = OverageMarks(table)
+    return PeriodCloser(
+        meters=Meters(table),
+        ledger=ledger,
+        roll_ups=build_roll_ups(table, catalog, clock),
+        summaries=PeriodSummaries(table),
+        users=Users(table),
+        catalog=catalog,
+        clock=clock,
+        journal=telemetry,
+        hand_over_overage=lambda meter: marks.put(
+            meter.key.tenant_id,
+            meter.key.user_id,
+            meter.key.period.id,
+            datetime.fromtimestamp(int(clock.now_seconds()), UTC),
+        ),
     )
 
 
@@ -511,6 +570,44 @@ def build_stripe(settings: Settings, secrets_of: Secrets) -> StripeBilling:
     """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
     parameter = needed(settings.stripe_secret_key_parameter)
     return StripeBilling(lambda: secrets_of.value(parameter), base_url=settings.stripe_api_base_url)
+
+
+def build_reporter(
+    settings: Settings, table: Table, secrets_of: Secrets, clock: Clock, telemetry: Telemetry
+) -> OverageReporter:
+    """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
+    from tollgate.flows.report_overage import OverageReporter  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.providers.stripe_meter import StripeMeter  # noqa: PLC0415
+    from tollgate.storage.overage import OverageAccounts  # noqa: PLC0415
+
+    parameter = needed(settings.stripe_secret_key_parameter)
+    billing = load_catalog(settings.catalog_name).billing
+    return OverageReporter(
+        OverageAccounts(table),
+        Meters(table),
+        Subscriptions(table),
+        StripeMeter(
+            lambda: secrets_of.value(parameter), billing.meter_event_name, base_url=settings.stripe_api_base_url
+        ),
+        clock,
+        SystemIds(),
+        telemetry,
+        stack=settings.stage,
+        late_usage=billing.late_usage,
+    )
+
+
+def build_overage_run(
+    reporter: OverageReporter, table: Table, report: Report
+) -> Callable[[float], DueOverageReport]:
+    """The part of the scheduled job that reports overage, until the instant that it is given."""
+    from tollgate.flows.report_overage import report_due_overage  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.storage.overage import OverageAccounts, OverageMarks  # noqa: PLC0415
+
+    accounts, marks = OverageAccounts(table), OverageMarks(table)
+    return lambda deadline_at_seconds: report_due_overage(
+        accounts=accounts, marks=marks, reporter=reporter, report=report, deadline_at_seconds=deadline_at_seconds
+    )
 
 
 def build_sync(

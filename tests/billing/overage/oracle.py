@@ -149,7 +149,9 @@ class OverageOracle:
             self.report("billed", f"the records say {records}, the invoices {billed}")
         open_nanousd = owed - account.all_unbillable_nanousd - (billed + account.written_off_units) * UNIT_NANOUSD
         if account.open_nanousd(world.meters_of(account)) != open_nanousd:
-            self.report("owed", f"the account has {account.open_nanousd(world.meters_of(account))} open, not {open_nanousd}")
+            self.report(
+                "owed", f"the account has {account.open_nanousd(world.meters_of(account))} open, not {open_nanousd}"
+            )
         if account.all_unbillable_nanousd and not world.had_gap():
             self.report("unbillable", f"{account.all_unbillable_nanousd} with a subscription all along")
         self._judge_open(open_nanousd, alive=world.bills())

@@ -78,6 +78,8 @@ class Scenario:
     clock_error_seconds: float
     calm_endings: bool
     """Nothing new goes wrong from an hour before a window's end until its invoice is final."""
+    often_seconds: float
+    """How long after the run before another one comes by, around a window's end."""
     opens_with: str
     """What the user begins with: a subscription, a trial, or the operator's gift of a plan."""
 
@@ -94,7 +96,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         outages=tuple(_outages(rng, days)) if faulty else (),
         table=MessageFaults.draw(rng) if faulty else MessageFaults(),
         stripe=_wire(rng) if faulty else WireFaults(),
-        delayed=rng.choice((0, 0.1, 0.4)) if faulty else 0,
+        delayed=rng.choice((0, 0.2, 0.6)) if faulty else 0,
         duplicate=rng.choice((0, 0.1, 0.4)) if faulty else 0,
         kill=rng.choice((0, 0.1, 0.4)) if faulty else 0,
         freeze=rng.choice((0, 0.05, 0.2)) if faulty else 0,
@@ -103,7 +105,8 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         summary_lag_seconds=rng.choice((0, 60, 180)),
         clock_error_seconds=rng.choice((0.0, 2.0)),
         calm_endings=rng.random() < 0.5,
-        opens_with=rng.choice(("subscription", "subscription", "subscription", "trial", "gift")),
+        often_seconds=rng.choice((5 * MINUTE, 10 * MINUTE, HOUR)),
+        opens_with=rng.choice(("subscription",) * 7 + ("trial", "gift")),
     )
 
 
@@ -127,7 +130,13 @@ def _outages(rng: random.Random, days: int) -> list[Outage]:
 
 def _steps(rng: random.Random, days: int) -> list[Step]:
     steps = []
-    for _ in range(rng.randint(4, 16)):
+    for month in (30, 61, 92):
+        # Something happens all the time towards the end.
+        at = month * DAY - 3 * HOUR
+        while rng.random() < 0.85 and at < month * DAY + 10 * MINUTE:
+            at += rng.choice((5.0, 40.0)) * MINUTE * rng.random()
+            steps.append(Step(at, "use", rng.getrandbits(32)))
+    for _ in range(rng.randint(2, 12)):
         at = rng.choice((rng.uniform(0, days * DAY), rng.choice((30, 61, 92)) * DAY + rng.uniform(-6, 3) * HOUR))
         for _ in range(rng.choice((1, 1, 3))):
             at += rng.choice((1.0, 30.0, 20 * MINUTE)) * rng.random()

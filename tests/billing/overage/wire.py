@@ -70,7 +70,9 @@ class OverageSide(Side):
             raise stripe.APIConnectionError("no answer", should_retry=True)  # type: ignore[no-untyped-call]  # of the SDK
         if world.goes_wrong() and rng.random() < world.scenario.duplicate:
             self.seen["second_copies"] += 1
-            self.hub.after(rng.choice((1.0, 600.0, LONGEST_DELAY)) * rng.random(), lambda: self._land(method, path, headers, body))
+            self.hub.after(
+                rng.choice((1.0, 600.0, LONGEST_DELAY)) * rng.random(), lambda: self._land(method, path, headers, body)
+            )
         customer = fields["payload[stripe_customer_id]"]
         if world.under_way[customer]:
             self.seen["lock_timeouts"] += 1

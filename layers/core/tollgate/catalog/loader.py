@@ -537,5 +537,7 @@ def _selling_contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         # An invoice bills the last value of its meter: a period that restarts within one would lose what came before.
         found.append(("period_kind", "overage is billed by invoice, so a sold plan that has it needs anchored_month"))
     elif values["sold"] and values["period_kind"] is PeriodKind.EVERY_30_DAYS:
-        found.append(("period_kind", "a sold plan is paid by the month, and 30 days would be 13 quotas for 12 payments"))
+        found.append(
+            ("period_kind", "a sold plan is paid by the month, and 30 days would be 13 quotas for 12 payments")
+        )
     return found

@@ -262,6 +262,9 @@ def book(account: OverageAccount, lines: Iterable[BilledLine], now: datetime) ->
     for line in sorted(lines, key=lambda one: one.start_at):
         number = next((n for n, window in enumerate(windows) if _bills(line, window)), None)
         if not line.final:
+            if number is None and (unseen := _unseen(line, windows)) is not None:
+                number = unseen.place
+                windows.insert(number, unseen.window)
             if number is not None:
                 windows[number] = replace(windows[number], end_at=line.end_at)
                 drafts.add(windows[number].start_at)
@@ -283,6 +286,21 @@ def book(account: OverageAccount, lines: Iterable[BilledLine], now: datetime) ->
         lines=(*account.lines, *known)[-max(LINES_KEPT, len(known)) :],
     )
     return Booked(booked, tuple(new_lines), frozenset(drafts), unbilled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unseen:
+    window: Window
+    place: int
+
+
+def _unseen(line: BilledLine, windows: Sequence[Window]) -> _Unseen | None:
+    """A window that was over before anybody looked, while its invoice is still a draft."""
+    same = [n for n, window in enumerate(windows) if window.subscription_id == line.subscription_id]
+    if not same or line.end_at > windows[same[0]].start_at:
+        return None
+    customer_id = windows[same[0]].customer_id
+    return _Unseen(Window(line.subscription_id, customer_id, line.start_at, line.end_at), same[0])
 
 
 def _bills(line: BilledLine, window: Window) -> bool:
@@ -367,7 +385,7 @@ def is_due_for_comparison(window: Window, now: datetime, *, drafted: bool) -> bo
 def next_check_at(account: OverageAccount, meters: Sequence[Meter], now: datetime) -> datetime | None:
     """Without being told: soon while something is not delivered or not billed; before and after a window's end."""
     soon = now + timedelta(minutes=10)
-    due = []
+    due: list[datetime] = []
     for window in account.windows:
         if window.pending or window.end_at <= now:
             due.append(soon)

@@ -24,8 +24,8 @@ class Action(StrEnum):
     """The same, and a checkout that is over is forgotten. A customer that is not ours is an alarm."""
     CUSTOMER = "customer"
     """The same, and a customer that was deleted is let go."""
-    INVOICE_CREATED = "invoice_created"
-    """A usage period has ended and its invoice is a draft."""
+    INVOICE = "invoice"
+    """Sync; and a usage period has ended whose invoice is a draft or final, so overage is reported or read."""
     DISPUTE = "dispute"
     """Calls of a user whose payment is disputed are answered `payment_required` until it is decided."""
     RETURNED_PAYMENT = "returned_payment"
@@ -67,8 +67,8 @@ REACTIONS: Final[Mapping[str, Reaction]] = {
     "customer.subscription.pending_update_applied": _SYNC,
     "customer.subscription.pending_update_expired": _SYNC,
     "customer.deleted": Reaction(Action.CUSTOMER),
-    "invoice.created": Reaction(Action.INVOICE_CREATED, queued=True),
-    "invoice.finalized": Reaction(Action.SYNC, queued=True),
+    "invoice.created": Reaction(Action.INVOICE, queued=True),
+    "invoice.finalized": Reaction(Action.INVOICE, queued=True),
     "invoice.finalization_failed": Reaction(Action.SYNC, queued=True, alarm="InvoicesNotFinalized"),
     "invoice.paid": _SYNC,
     "invoice.payment_failed": Reaction(Action.SYNC, notice="payment_failed"),

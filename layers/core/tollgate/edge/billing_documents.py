@@ -149,7 +149,9 @@ class SubscriptionDocument(AnswerDocument):
     grace_ends_at: Annotated[
         Timestamp | None, Field(description="A payment has failed: until then the plan lasts, without overage.")
     ]
-    pending_change: PendingChangeDocument | None
+    pending_change: Annotated[
+        PendingChangeDocument | None, Field(description="Null too when the subscription ends by then.")
+    ]
 
 
 class OverageDocument(AnswerDocument):

@@ -144,7 +144,10 @@ def _subscription(subscriber: Subscriber, grace: timedelta) -> SubscriptionDocum
 
 
 def _pending(found: RemoteSubscription) -> PendingChangeDocument | None:
+    """None too where it ends before: the portal can cancel over a change that was to come, which then never comes."""
     if found.pending_plan_id is None or found.pending_at is None or found.status.ended:
+        return None
+    if found.cancel_at is not None and found.cancel_at <= found.pending_at:
         return None
     return PendingChangeDocument(plan=found.pending_plan_id, at=rfc3339(found.pending_at))
 

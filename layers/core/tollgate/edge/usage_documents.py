@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tollgate.edge.documents import AnswerDocument, Timestamp, Tokens, UsageDocument
 
-Day = Annotated[str, Field(pattern=r"^20\d\d-\d\d-\d\d$", examples=["2026-11-20"])]
+Day = Annotated[str, Field(pattern=r"^20\d\d-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$", examples=["2026-11-20"])]
 Count = Annotated[int, Field(ge=0)]
 Picousd = Annotated[int, Field(ge=0, description="10^-12 US dollars")]
 Grouping = Literal["day", "model", "key"]

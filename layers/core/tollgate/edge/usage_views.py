@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MOST_DAYS: Final = 366
 USUAL_DAYS: Final = 30
+EARLIEST_DAY: Final = date(2000, 1, 1)
+"""That can be asked for."""
 GROUPS_AT_MOST: Final = 4_000
 """Of one answer: 3 MB or so."""
 EXPORT_BYTES_AT_MOST: Final = 5_000_000
@@ -59,7 +61,8 @@ class Span:
 def span_of(first: str | None, last: str | None, now: datetime) -> Span:
     """As asked for; the last 30 days where nothing is said. Raises InvalidRequestError."""
     last_day = _day("to", last) if last is not None else max(day_of(now), _day("from", first) if first else date.min)
-    first_day = _day("from", first) if first is not None else last_day - timedelta(days=USUAL_DAYS - 1)
+    usual = max(EARLIEST_DAY, last_day - timedelta(days=USUAL_DAYS - 1))
+    first_day = _day("from", first) if first is not None else usual
     if first_day > last_day:
         _refuse("from", "must not be after to")
     if (last_day - first_day).days >= MOST_DAYS:

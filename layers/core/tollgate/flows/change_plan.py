@@ -163,7 +163,9 @@ class PlanChanger:
         if planned.step is Step.NONE:
             return None
         comes_later = planned.step is Step.AT_PERIOD_END and not planned.gives_up
-        if subscription.schedule_id is not None and not comes_later:
+        # Ended in the portal meanwhile: beside a schedule, Stripe does not let that be taken back.
+        ends_first = subscription.cancel_at is not None
+        if subscription.schedule_id is not None and (ends_first or not comes_later):
             self._stripe.release_schedule(subscription.schedule_id)
         if planned.step is Step.NOW:
             return self._stripe.change_plan(change).payment_url

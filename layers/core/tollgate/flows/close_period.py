@@ -18,12 +18,7 @@ from enum import StrEnum
 from typing import Final
 
 from tollgate.catalog.loader import Catalog
-from tollgate.domain.errors import (
-    StoreUnavailableError,
-    StripeRefusedError,
-    StripeUnavailableError,
-    UpstreamUnavailableError,
-)
+from tollgate.domain.errors import StoreUnavailableError
 from tollgate.domain.ledger import SKEW_SECONDS, TOMBSTONE_SECONDS, Meter
 from tollgate.domain.principals import Account
 from tollgate.domain.rollups import PeriodUse
@@ -77,8 +72,6 @@ class _Run:
 
     deadline_at_seconds: float
     counts: dict[Closing, int] = field(default_factory=lambda: dict.fromkeys(Closing, 0))
-    stripe_silent: bool = False
-    """It did not answer; in this run it is not asked again."""
     store_silent: bool = False
     """The table did not answer for the last period. For one that is a busy user, for two it is an outage."""
 
@@ -103,10 +96,10 @@ class PeriodCloser:
         catalog: Catalog,
         clock: Clock,
         journal: Journal,
-        flush_overage: Callable[[Meter], bool],
+        hand_over_overage: Callable[[Meter], None],
     ) -> None:
-        """`flush_overage`: told the last figures of a meter with a price for overage; True when they are in safe
-        hands, False to be asked again. May raise StripeUnavailableError and StripeRefusedError.
+        """`hand_over_overage`: sees to it that what a meter with a price for overage says is reported, whatever happens
+        to this process. Raises StoreUnavailableError.
         """
         self._meters = meters
         self._ledger = ledger
@@ -116,7 +109,7 @@ class PeriodCloser:
         self._catalog = catalog
         self._clock = clock
         self._journal = journal
-        self._flush_overage = flush_overage
+        self._hand_over_overage = hand_over_overage
 
     def close_due(self, deadline_at_seconds: float) -> CloseReport:
         """Close every period that is due, earliest end first in each shard."""
@@ -152,7 +145,7 @@ class PeriodCloser:
             run.store_silent = True
             self._journal.failure("period_left", error)
             return Closing.LEFT
-        except (StripeRefusedError, LookupError, ValueError) as error:  # an item that is not as it should be
+        except (LookupError, ValueError) as error:  # an item that is not as it should be
             self._journal.failure("period_left", error)
             return Closing.LEFT
         run.store_silent = False
@@ -168,8 +161,10 @@ class PeriodCloser:
                     break  # not expired, by a clock far from ours, or somebody else is at it
                 continue
             use = self._recorded(meter, run)
-            if use is None or not self._hand_over_overage(meter, run):
+            if use is None:
                 break
+            if meter.overage_price_nanousd or meter.banked_nanousd:
+                self._hand_over_overage(meter)
             self._open_next(meter)
             summary = summary_of(meter, use, self._now(), self._closed_before(meter))
             if self._finish(meter, summary):
@@ -183,25 +178,11 @@ class PeriodCloser:
         """What the records say of the period, rolled up to its end; None when that is not through yet."""
         tenant_id, user_id, period = meter.key.tenant_id, meter.key.user_id, meter.key.period
         until_seconds = min(run.deadline_at_seconds, self._clock.now_seconds() + ONE_AT_MOST_SECONDS)
-        rolled = self._roll_ups.roll_up_days(
-            tenant_id, user_id, until=period.end_at, deadline_at_seconds=until_seconds
-        )
+        rolled = self._roll_ups.roll_up_days(tenant_id, user_id, until=period.end_at, deadline_at_seconds=until_seconds)
         if rolled.through_at < period.end_at:
             return None
         use = self._roll_ups.period_use(tenant_id, user_id, period)
         return use if use.exact else None
-
-    def _hand_over_overage(self, meter: Meter, run: _Run) -> bool:
-        if not (meter.overage_price_nanousd or meter.banked_nanousd):
-            return True
-        if run.stripe_silent:
-            return False
-        try:
-            return self._flush_overage(meter)
-        except (StripeUnavailableError, UpstreamUnavailableError) as error:
-            run.stripe_silent = True
-            self._journal.failure("overage_left", error, user_id=meter.key.user_id, period_id=meter.key.period.id)
-            return False
 
     def _open_next(self, meter: Meter) -> bool:
         """The meter of the period after this one, or of the one that runs now, for who is on a plan that is sold.

@@ -142,7 +142,7 @@ class _Look:
         now = tools.now()
         self._account = put_aside(follow(account, item, now), meters)
         self._tell_unbillable(account.all_unbillable_nanousd)
-        self._read_invoices(item, now)
+        self._read_invoices(account.windows, item, now)
         if tools.late_usage is LateUsage.WRITE_OFF:
             self._account = write_off_late(self._account, meters)
         self._account = count_old(self._account, meters, now)
@@ -153,13 +153,14 @@ class _Look:
 
     # ---- what Stripe says
 
-    def _read_invoices(self, item: MeteredItem | None, now: datetime) -> None:
-        """Once a window is over. What was billed is stored before anything is sent that counts on it."""
+    def _read_invoices(self, known: tuple[Window, ...], item: MeteredItem | None, now: datetime) -> None:
+        """When a window is over, or begins. What was billed is stored before anything is sent that counts on it."""
         account = self._account
-        over = [window for window in account.windows if not is_running(account, window, item, now)]
         since_at: dict[str, datetime] = {}
-        for window in over:
-            since_at.setdefault(window.subscription_id, window.start_at)
+        for window in account.windows:
+            # Of a window that is new to us, too: the one before it may be a draft still.
+            if window not in known or not is_running(account, window, item, now):
+                since_at.setdefault(window.subscription_id, window.start_at)
         if not since_at:
             return
         lines = [line for one, since in since_at.items() for line in self._tools.stripe.list_lines(one, since)]

@@ -152,8 +152,7 @@ class UsageRollUps:
                 if not self._take(books, read, began_at, records, most=None):
                     return RolledUp(began_at, 0, complete=False)
             rows = read.days.get(day, {})
-            if goal == end_of(day):
-                books.add_expired(rows, day)
+            books.add_expired(rows, day)
             if self._days.put_day(tenant_id, user_id, self._rolled(day, goal, rows), seen):
                 return RolledUp(goal, read.records, complete=True)
         raise StoreUnavailableError("The usage store is busy.")
@@ -194,22 +193,23 @@ class UsageRollUps:
 
     def _write(self, books: Books, read: _Pass, mark: datetime, through_at: datetime) -> bool:
         """The days, oldest first, then the mark; False when another run was faster with one of them."""
-        ended = {day for day in books.expired_days() if mark < end_of(day) <= through_at}
-        for day in sorted(ended | read.days.keys()):
+        # Of a day that still runs, too: a user who never comes back has no other run.
+        with_expired = {day for day in books.expired_days() if mark < end_of(day)}
+        for day in sorted(with_expired | read.days.keys()):
             seen = read.seen.get(day)
             if day not in read.days:
                 seen = self._days.find_day(books.tenant_id, books.user_id, day)
-            upto = min(through_at, end_of(day))
-            if upto <= start_of(day) or (seen is not None and seen.through_at >= upto):
+            upto = max(start_of(day), min(through_at, end_of(day)))
+            if seen is not None and seen.through_at >= upto:
                 continue
             rows = dict(seen.rows) if seen is not None else {}
             for key, sums in read.days.get(day, {}).items():
                 add_row(rows, key, sums)
-            if day in ended:
+            if day in with_expired:
                 books.add_expired(rows, day)
             if not self._days.put_day(books.tenant_id, books.user_id, self._rolled(day, upto, rows), seen):
                 return False
-        if read.days or ended:
+        if read.days or with_expired:
             self._days.move_mark(books.tenant_id, books.user_id, through_at)
         return True
 
@@ -231,7 +231,9 @@ class UsageRollUps:
             if not self._take_live(books, read, began_at, records):
                 break
         for day in books.expired_days():
-            if first <= day <= last and not (day in stored and stored[day].whole):
+            # While their records are there, they are what counts in a day that is not whole; then, what it has stored.
+            gone = start_of(day) < self._oldest() + timedelta(days=1)
+            if first <= day <= last and not (day in stored and (stored[day].whole or gone)):
                 books.add_expired(read.days.setdefault(day, {}), day)
         if read.old_records >= WORTH_ROLLING_UP:
             self.roll_up_days(tenant_id, user_id)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 Send = Callable[[str], None]
 """Puts a text into a queue, durably, or raises StoreUnavailableError."""
 
+FollowInvoice = Callable[[StripeEvent, str, str], object]
+"""Sees to the overage on an invoice of a user (`tollgate.flows.report_overage`)."""
+
 _OWNER_LENGTH: Final = 16
 
 
@@ -56,6 +59,7 @@ class StripeEventFlow:
         *,
         to_queue: Send,
         to_dead_letters: Send,
+        follow_invoice: FollowInvoice = lambda _event, _tenant_id, _user_id: None,
     ) -> None:
         self._events = events
         self._subscriptions = subscriptions
@@ -66,11 +70,12 @@ class StripeEventFlow:
         self._journal = journal
         self._to_queue = to_queue
         self._to_dead_letters = to_dead_letters
+        self._follow_invoice = follow_invoice
         self._actions: Mapping[Action, Callable[[StripeEvent], object]] = {
             Action.SYNC: self._sync_owner,
             Action.CHECKOUT: self._end_checkout,
             Action.CUSTOMER: self._look_at_customer,
-            Action.INVOICE_CREATED: self._begin_period,
+            Action.INVOICE: self._look_at_invoice,
             Action.DISPUTE: self._look_at_dispute,
             Action.RETURNED_PAYMENT: self._record_refunds,
             Action.FRAUD_WARNING: self._warn_of_fraud,
@@ -176,13 +181,14 @@ class StripeEventFlow:
     def _look_at_customer(self, event: StripeEvent) -> None:
         self._sync_owner(event, Look(customer=True))
 
-    def _begin_period(self, event: StripeEvent) -> None:
+    def _look_at_invoice(self, event: StripeEvent) -> None:
         """The first sign of a renewal: the subscription's new period is put in force an hour before it is paid.
 
-        What the closed period still owes belongs here, before the draft is final.
+        What the closed period still owes belongs on the invoice before it is final, and what it billed is read then.
         """
-        if self._sync_owner(event):
-            self._journal.event("invoice_drafted", event_id=event.id, event_type=event.type)
+        owner = self._owner(event)
+        if self._sync_owner(event) and owner is not None:
+            self._follow_invoice(event, *owner)
 
     def _look_at_dispute(self, event: StripeEvent) -> None:
         """A dispute names a charge and no customer, so it is fetched with its charge."""

@@ -519,8 +519,13 @@ def _change_params(change: PlanChange, items: list[dict[str, Any]]) -> dict[str,
 
 
 def _running_phase(schedule: Mapping[str, Any], subscription: RemoteSubscription) -> dict[str, Any]:
-    """The schedule's first phase as it is, ending when the paid period does."""
-    phase = schedule["phases"][0]
+    """The schedule's running phase as it is, ending when the paid period does.
+
+    Not simply the first: a change that has come leaves its schedule in its last phase for one more period.
+    """
+    begun_at = (schedule.get("current_phase") or {}).get("start_date")
+    phases = schedule["phases"]
+    phase = next((one for one in phases if one["start_date"] == begun_at), phases[0])
     ends_at = subscription.period_end_at
     running: dict[str, Any] = {
         "start_date": phase["start_date"],

@@ -58,7 +58,7 @@ class StripeMeter:
                 # No idempotency key: Stripe would repeat a failure under it for a day. The identifier does its work.
                 client.v1.billing.meter_events.create(params)
             except stripe.InvalidRequestError as error:
-                if _SAME_IDENTIFIER not in str(error):
+                if _SAME_IDENTIFIER not in (error.user_message or ""):
                     raise
 
     def find_total(self, customer_id: str, start_at: datetime, end_at: datetime) -> int:

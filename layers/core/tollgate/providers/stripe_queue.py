@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class QueueClient(Protocol):
     """The part of botocore's SQS client that is used."""
 
-    def send_message(self, *, QueueUrl: str, MessageBody: str) -> object: ...  # noqa: N803  AWS's own names
+    def send_message(self, *, QueueUrl: str, MessageBody: str, DelaySeconds: int) -> object: ...  # noqa: N803  AWS's
 
 
 def queue_client(session: botocore.session.Session, region: str) -> QueueClient:
@@ -40,9 +40,9 @@ class EventQueue:
         self._client = client
         self._url = url
 
-    def send(self, text: str) -> None:
-        """Keep a message durably. Raises StoreUnavailableError, also when our role or the address is wrong."""
+    def send(self, text: str, delay_seconds: int = 0) -> None:
+        """Keep a message durably, and give it to nobody for so long (900 at most). Raises StoreUnavailableError, also when our role or the address is wrong."""
         try:
-            self._client.send_message(QueueUrl=self._url, MessageBody=text)
+            self._client.send_message(QueueUrl=self._url, MessageBody=text, DelaySeconds=delay_seconds)
         except (BotoCoreError, ClientError) as error:
             raise StoreUnavailableError("The queue of events did not answer. Send the event again.") from error

@@ -58,10 +58,6 @@ class DueNotice:
     sk: str
     due: str
 
-    @property
-    def due_at(self) -> datetime:
-        return from_epoch_seconds(int(self.due.partition("#")[0]))
-
 
 @dataclass(frozen=True, slots=True)
 class StoredNotice:
@@ -239,6 +235,10 @@ class Notices:
 
 
 _DEAD_PK: Final = "NOTICES#DEAD"
+
+
+def due_at(entry: DueNotice) -> datetime:
+    return from_epoch_seconds(int(entry.due.partition("#")[0]))
 
 
 def _key_of(entry: DueNotice) -> dict[str, AttributeValueTypeDef]:
