@@ -7,13 +7,15 @@ PYTHON ?= python3
 PORT   ?= 8787
 SEEDS  ?= 100000
 JOBS   ?= 2
+PARTS  ?=
+SECONDS ?= 600
 ENV    ?= default
 venv   := .venv/bin
 uv     := $(venv)/uv
 # Byte code at install time: every function process of the local stack starts two to three times faster.
 sync   := $(uv) pip install --quiet --compile-bytecode --require-hashes --python
 
-.PHONY: help dev test check format simulate bench build deploy lock docs clean
+.PHONY: help dev test check format simulate bench soak build deploy lock docs clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
@@ -41,8 +43,11 @@ format: .venv/test.stamp  ## sort imports and lay out the code
 simulate: .venv/test.stamp  ## the ledger under every fault (SEEDS=100000 or A:B, JOBS=2)
 	$(venv)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
-bench: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp  ## measure the Claude function; results in bench/results
-	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench
+bench: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp .dev/sam.stamp .dev/litellm.stamp  ## measure everything, against others too (PARTS=, about 15 minutes)
+	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench $(PARTS)
+
+soak: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp  ## an hour's worth of traffic in ten minutes (SECONDS=600)
+	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench.soak --seconds $(SECONDS)
 
 build: .venv/test.stamp .dev/sam.stamp  ## sam build, then byte code into the layers
 	$(venv)/python -m dev.packaging build
@@ -97,6 +102,13 @@ clean:  ## remove environments, state and build output
 	@mkdir -p .dev && rm -rf .dev/sam
 	@$(uv) venv --quiet --seed --python $(venv)/python .dev/sam
 	@$(sync) .dev/sam -r requirements/sam.txt
+	@touch $@
+
+# What `make bench` compares with; it does without where this cannot be installed.
+.dev/litellm.stamp: .venv/uv.stamp requirements/litellm.txt
+	@mkdir -p .dev && rm -rf .dev/litellm
+	@{ $(uv) venv --quiet --python $(venv)/python .dev/litellm && $(sync) .dev/litellm -r requirements/litellm.txt; } \
+	  || { rm -rf .dev/litellm; echo "LiteLLM could not be installed; make bench leaves it out"; }
 	@touch $@
 
 # A DynamoDB engine that is exact under concurrency and counts capacity like AWS; tests fall back to ministack without it.

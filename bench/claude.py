@@ -1,6 +1,7 @@
-"""`make bench`: what the claude function costs, against the upstream directly, all in one run.
+"""The claude function alone, with a stop-watch inside: what a start, a stream and an event cost, and what it asks of
+the table.
 
-Figures that hold on any machine are counts and ratios; CPU seconds are of this one. Results: bench/results/claude.json.
+Figures that hold on any machine are counts and ratios; processor time is of this one.
 """
 
 from __future__ import annotations
@@ -8,27 +9,31 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table as Grid
-
-from bench.function import ROOT, FunctionProcess, Surroundings, surroundings
+from bench.function import ROOT, FunctionProcess, Surroundings
 from bench.upstream import TEXT
 
-RESULTS = ROOT / "bench" / "results" / "claude.json"
 FORBIDDEN = ("anthropic", "moto", "pydantic", "pynamodb", "stripe")
-WARM_UP = 20
-STREAMS = 60
 SHORT_EVENTS, LONG_EVENTS, PACE_MS = 10, 110, 2
-STARTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    warm_up: int = 20
+    streams: int = 60
+    starts: int = 5
+
+
+SMALL = Size(warm_up=2, streams=4, starts=1)
 
 TARGETS = {
     "start_cpu_seconds": 0.30,
@@ -43,41 +48,34 @@ TARGETS = {
 }
 
 
-def main() -> int:
-    console = Console()
-    with surroundings() as around:
-        results: dict[str, Any] = {
-            "measured_on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python"
-            f" {platform.python_version()}, table on {around.engine}",
-        }
-        with console.status("start: CPU, memory, modules"):
-            results["start"] = _start(around)
-        function = FunctionProcess(around)
-        floor = FunctionProcess(around, handler="bench.passthrough.handler")
-        try:
-            with console.status("streams: CPU inside and outside of database calls"):
-                results["stream"] = _streams(function)
-            with console.status("the same of a function that only passes through"):
-                results["floor"] = _streams(floor)
-            with console.status("table: calls and units per request"):
-                results["table"] = _table(around, function)
-            with console.status("time to the first byte, against the upstream directly"):
-                results["first_byte"] = _first_byte(around, function)
-            results["rss_mb_after_load"] = round(function.rss_bytes / 2**20, 1)
-        finally:
-            function.close()
-            floor.close()
+def measure(around: Surroundings, size: Size, say: Callable[[str], None]) -> dict[str, Any]:
+    """Everything about the one function."""
+    say("start: CPU, memory, modules")
+    results: dict[str, Any] = {"start": _start(around, size)}
+    function = FunctionProcess(around)
+    floor = FunctionProcess(around, handler="bench.passthrough.handler")
+    try:
+        say("streams: CPU inside and outside of database calls")
+        results["stream"] = _streams(function, size)
+        say("the same of a function that only passes through")
+        results["floor"] = _streams(floor, size)
+        say("table: calls and units per request")
+        results["table"] = _table(around, function)
+        results["log_bytes_per_request"] = _log_bytes(function)
+        say("time to the first byte, against the upstream directly")
+        results["first_byte"] = _first_byte(around, function, size)
+        results["rss_mb_after_load"] = round(function.rss_bytes / 2**20, 1)
+    finally:
+        function.close()
+        floor.close()
     results["targets"] = _judge(results)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    _show(console, results)
-    return 0  # a measurement, not a test: what is missed is said, on a noisy machine too
+    return results
 
 
-def _start(around: Surroundings) -> dict[str, Any]:
+def _start(around: Surroundings, size: Size) -> dict[str, Any]:
     """CPU and memory of a process up to its first request for an event; modules by count. Least of several starts."""
     rows = []
-    for _ in range(STARTS + 1):  # the first one writes the byte code
+    for _ in range(size.starts + 1):  # the first one writes the byte code
         function = FunctionProcess(around, timed=False)
         rows.append((function.start_cpu_seconds, function.start_rss_bytes))
         function.close()
@@ -118,14 +116,14 @@ def _modules(around: Surroundings, environment: dict[str, str]) -> dict[str, Any
     return answer
 
 
-def _streams(function: FunctionProcess) -> dict[str, Any]:
+def _streams(function: FunctionProcess, size: Size) -> dict[str, Any]:
     """CPU per stream and per event, from two lengths each: the slope is the event, the rest of a burst the stream."""
-    for _ in range(WARM_UP):
+    for _ in range(size.warm_up):
         function.stream(SHORT_EVENTS, 0)
-    short = _costs(function, lambda: function.stream(SHORT_EVENTS, PACE_MS))
-    long = _costs(function, lambda: function.stream(LONG_EVENTS, PACE_MS))
-    burst_short = _costs(function, lambda: function.stream(SHORT_EVENTS, 0))
-    burst_long = _costs(function, lambda: function.stream(LONG_EVENTS * 10, 0))
+    short = _costs(function, size.streams, lambda: function.stream(SHORT_EVENTS, PACE_MS))
+    long = _costs(function, size.streams, lambda: function.stream(LONG_EVENTS, PACE_MS))
+    burst_short = _costs(function, size.streams, lambda: function.stream(SHORT_EVENTS, 0))
+    burst_long = _costs(function, size.streams, lambda: function.stream(LONG_EVENTS * 10, 0))
     per_event = (long["outside_us"] - short["outside_us"]) / (LONG_EVENTS - SHORT_EVENTS)
     per_burst = (burst_long["outside_us"] - burst_short["outside_us"]) / (LONG_EVENTS * 10 - SHORT_EVENTS)
     return {
@@ -138,10 +136,10 @@ def _streams(function: FunctionProcess) -> dict[str, Any]:
     }
 
 
-def _costs(function: FunctionProcess, once: Callable[[], object]) -> dict[str, float]:
+def _costs(function: FunctionProcess, streams: int, once: Callable[[], object]) -> dict[str, float]:
     """Medians of what the stop-watch in the process said."""
     before = len(function.costs)
-    for _ in range(STREAMS):
+    for _ in range(streams):
         once()
     costs = function.costs[before:]
     return {
@@ -162,10 +160,19 @@ def _table(around: Surroundings, function: FunctionProcess) -> dict[str, Any]:
     }
 
 
-def _first_byte(around: Surroundings, function: FunctionProcess) -> dict[str, Any]:
+def _log_bytes(function: FunctionProcess) -> float:
+    """What it writes of ten requests, which is stored and paid for by the byte."""
+    before = function.log_bytes
+    for _ in range(10):
+        function.stream(SHORT_EVENTS, 0)
+    time.sleep(0.2)  # lines come through a pipe
+    return (function.log_bytes - before) / 10
+
+
+def _first_byte(around: Surroundings, function: FunctionProcess, size: Size) -> dict[str, Any]:
     """Interleaved: one direct, one through the function; medians."""
     direct, through = [], []
-    for _ in range(STREAMS):
+    for _ in range(size.streams):
         direct.append(_direct(around.upstream_port))
         through.append(function.stream(SHORT_EVENTS, 0)[0])
     added = statistics.median(through) - statistics.median(direct)
@@ -206,16 +213,3 @@ def _judge(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
         name: {"figure": figure, "target": TARGETS[name], "met": figure <= TARGETS[name]}
         for name, figure in figures.items()
     }
-
-
-def _show(console: Console, results: dict[str, Any]) -> None:
-    grid = Grid("figure", "measured", "target", "", title=results["measured_on"])
-    for name, target in results["targets"].items():
-        grid.add_row(name, str(target["figure"]), f"<= {target['target']}", "met" if target["met"] else "MISSED")
-    console.print(grid)
-    console.print_json(json.dumps({name: value for name, value in results.items() if name != "targets"}))
-    console.print(f"written to {Path(RESULTS).relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

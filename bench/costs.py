@@ -1,4 +1,4 @@
-"""What a million requests cost on AWS: list prices times what was counted. Without Anthropic's own bill and free tiers."""
+"""What a million requests cost on AWS: list prices times what was counted, without Anthropic's bill and free tiers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ MEMORY_GB: Final = 0.5
 LENGTHS_SECONDS: Final = (2, 10, 30)
 """How long the model writes: a short answer, a usual one, one of an agent."""
 
-FORMULA: Final = (
-    "cost = invocations x $0.20/M + (model seconds + own seconds) x 0.5 GB x $0.0000133334 "
-    "+ write units x $0.625/M + read units x $0.125/M + log bytes x $0.50/GB + function URL x $0"
-)
+FORMULA: Final = """\
+invocations x $0.20/M + function URL x $0
++ (model seconds + own seconds) x 0.5 GB x $0.0000133334
++ write units x $0.625/M + read units x $0.125/M
++ log bytes x $0.50/GB"""
 
 _MILLION: Final = 1_000_000
 
 
-def per_million(*, own_ms: float, writes: float, reads: float, log_bytes: float, model_seconds: float) -> dict[str, float]:
+def per_million(
+    *, own_ms: float, writes: float, reads: float, log_bytes: float, model_seconds: float
+) -> dict[str, float]:
     """US dollars of a million streams whose model writes for so long, by what they are paid for."""
     parts = {
         "lambda_waiting": _MILLION * model_seconds * MEMORY_GB * USD_PER_GB_SECOND,

@@ -110,7 +110,7 @@ def surroundings() -> Iterator[Surroundings]:
         upstream = subprocess.Popen(
             [sys.executable, "-m", "bench.upstream"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
         )
-        stack.callback(upstream.wait, 5)
+        stack.enter_context(upstream)  # closes its pipes and waits
         stack.callback(upstream.terminate)
         assert upstream.stdout is not None
         port = int(upstream.stdout.readline())

@@ -9,7 +9,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import secrets
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,7 +20,6 @@ from pathlib import Path
 
 from bench.function import MODEL, ROOT
 from bench.process_stats import cpu_seconds
-from dev.engines import free_port
 
 ENVIRONMENT = ROOT / ".dev" / "litellm"
 START_SECONDS = 180.0
@@ -63,7 +64,7 @@ class LiteLlm:
         folder.mkdir(parents=True)
         (folder / "bench_auth.py").write_text(_CUSTOM_AUTH)
         (folder / "config.json").write_text(json.dumps(_config(upstream_port, strict=strict)))
-        self.port = free_port()
+        self.port = _free_port()
         command = [ENVIRONMENT / "bin" / "litellm", "--config", "config.json", "--host", "127.0.0.1"]
         began = time.monotonic()
         self._log = (folder / "log.txt").open("wb")
@@ -109,6 +110,18 @@ class LiteLlm:
         finally:
             connection.close()
         return answer.status == 200
+
+
+def _free_port() -> int:
+    """A port below those that systems give away by themselves: it binds seconds after it was chosen."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randint(18_000, 28_000)))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
 
 
 def _config(upstream_port: int, *, strict: bool) -> dict[str, object]:

@@ -19,18 +19,18 @@ def machine(engine: str) -> str:
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {python}, table on {engine}"
 
 
-def write(name: str, result: dict[str, Any]) -> Path:
+def write(name: str, result: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Keeps a result, with its day, in place of the one before."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     dated = {"measured_at": datetime.now(UTC).strftime("%Y-%m-%d")} | result
     path.write_text(json.dumps(dated, indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def read(name: str) -> dict[str, Any] | None:
+def read(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
     """A result; None when it was never measured."""
-    path = FOLDER / f"{name}.json"
+    path = folder / f"{name}.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

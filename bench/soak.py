@@ -37,6 +37,7 @@ from bench.function import (
     surroundings,
     url_event,
 )
+from bench.page import write_page
 from bench.process_stats import open_files, rss_mb
 from bench.results import machine, write
 from bench.targets import STARTS_AT_ONCE
@@ -303,6 +304,7 @@ def soak(traffic: Traffic, say: Callable[[str], None]) -> dict[str, Any]:
         processes = Processes()
         stack.callback(processes.stop_all, gently=False)
         fake = start_fake_claude(processes, SECRETS["/bench/upstream"], "", folder)
+        stack.callback(fake.child.stdin.close)
         around = replace(around, upstream_port=int(fake.url.rpartition(":")[2]))
         say(f"{traffic.requests} requests in {traffic.seconds:.0f} s, {traffic.lanes} processes")
         return {"measured_on": machine(around.engine)} | Soak(around, traffic, stack).run()
@@ -323,6 +325,7 @@ def main(arguments: Sequence[str]) -> int:
     print(json.dumps({name: value for name, value in result.items() if name != "samples"}, indent=1))
     if options.seconds >= SECONDS:
         write("soak", result)
+        write_page()
     return 1 if result["faults"] else 0
 
 

@@ -204,6 +204,8 @@ def _prunable(artifact: Path) -> Iterator[Path]:
     yield from packages.glob("boto3/examples")
     # Types of parameters, for type checkers only: 8 of the package's 17 MB.
     yield from packages.glob("stripe/params")
+    # A page that browses documents; none of our functions serves it.
+    yield from packages.glob("aws_lambda_powertools/event_handler/openapi/swagger_ui/*.min.*")
     yield from packages.glob("botocore/data/*/*/examples-1.json")
     for service in packages.glob("botocore/data/*"):
         # Descriptions of some 400 services: 25 of the layer's 50 MB.
@@ -285,6 +287,7 @@ LOCKS = (
     # Environments of their own: nothing has to agree.
     Lock("requirements/engines.txt", groups=("engines",), project=False),
     Lock("requirements/sam.txt", groups=("sam",), project=False),
+    Lock("requirements/litellm.txt", groups=("litellm",), project=False),
     Lock("requirements/uv.txt", groups=("uv",), project=False),
 )
 

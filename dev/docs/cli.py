@@ -1,6 +1,6 @@
 """Writes the generated pages of docs/, or says which of them are out of date.
 
-python -m dev.docs all               settings.md, errors.md, access-patterns.md, openapi.json
+python -m dev.docs all               settings.md, errors.md, access-patterns.md, openapi.json, benchmarks.md, its plots
 python -m dev.docs settings          one of them
 python -m dev.docs all --check       write nothing; status 1 when a page is not what code says
 """
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.page import PLOTS
+from bench.page import page as benchmarks_page
 from dev.docs import access_patterns, errors, openapi, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +22,8 @@ FOLDER = ROOT / "docs"
 
 PAGES: dict[str, Callable[[Path], str]] = {
     "access-patterns": access_patterns.page,
+    "benchmarks": benchmarks_page,
+    **PLOTS,
     "errors": errors.page,
     "openapi": openapi.page,
     "settings": settings.page,
@@ -29,6 +33,7 @@ PAGES: dict[str, Callable[[Path], str]] = {
 def write(names: Sequence[str]) -> None:
     """Writes these pages."""
     for name in names:
+        path_of(name).parent.mkdir(exist_ok=True)
         path_of(name).write_text(PAGES[name](ROOT), encoding="utf-8")
 
 
@@ -39,6 +44,8 @@ def outdated(names: Sequence[str]) -> list[str]:
 
 def path_of(name: str) -> Path:
     """Where a page is kept."""
+    if name.endswith(".svg"):
+        return FOLDER / name
     return FOLDER / f"{name}{'.json' if name == 'openapi' else '.md'}"
 
 
@@ -58,5 +65,5 @@ def main(arguments: Sequence[str]) -> int:
         write(names)
         return 0
     for name in (found := outdated(names)):
-        print(f"docs/{path_of(name).name} is out of date: python -m dev.docs {name}", file=sys.stderr)
+        print(f"docs/{path_of(name).relative_to(FOLDER)} is out of date: python -m dev.docs {name}", file=sys.stderr)
     return 1 if found else 0

@@ -645,3 +645,15 @@ def test_reading_a_catalog_imports_only_the_standard_library() -> None:
         [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(core)}
     )
     assert set(ran.stdout.split()) - {"__main__"} == {"tollgate"}
+
+
+def test_a_plan_that_is_not_sold_may_count_thirty_days_from_sign_up(tmp_path: Path) -> None:
+    """A sold one is paid by the month: thirty days would be thirteen quotas for twelve payments."""
+    plans = changed(PLANS, '"calendar_month"', '"every_30_days"')
+    assert read_catalog(write(tmp_path, plans=plans), "mine").plans["small"].period_kind is PeriodKind.EVERY_30_DAYS
+    medium = plans[plans.index("[plans.small]") : plans.index("[plans.large]")].replace("small", "medium")
+    plans += medium.replace("price_cents = 0", "price_cents = 100")
+    with pytest.raises(CatalogError) as raised:
+        read_catalog(write(tmp_path, plans=plans), "mine")
+
+    assert (raised.value.table, raised.value.key) == ("plans.medium", "period_kind")

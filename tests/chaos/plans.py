@@ -97,6 +97,10 @@ CALM_PERCENT = 15
 LONGEST_SECONDS = 16.0
 SHORT_SECONDS = 10.3
 """Leaves the relay three tenths of a second before it stops by itself."""
+HOPELESS_SECONDS = 1.0
+"""The table is silent for longer: the function is killed at its deadline."""
+TIMEOUT_WEIGHTS = {LONGEST_SECONDS: 88, SHORT_SECONDS: 6, 10.0: 3, HOPELESS_SECONDS: 3}
+"""Time-outs of the function; ten seconds leave the relay nothing."""
 STATUSES = (302, 400, 401, 403, 404, 429, 500, 529)
 SKEWS_SECONDS = (0.0, 0.0, 1.0, -1.0, 4.5, -4.5, 90.0, -90.0)
 """Up to the promised bound of five seconds mostly, and far beyond it: sums must be right at any clock."""
@@ -159,14 +163,14 @@ class Person:
 
 MODEL = "claude-haiku-4-5"
 PEOPLE = (
-    Person("strict", 40_000, 0, ExpiryPolicy.STRICT),
-    Person("input", 40_000, 0, ExpiryPolicy.INPUT),
-    Person("void", 40_000, 0, ExpiryPolicy.VOID),
-    Person("tight", 9_000, 0, ExpiryPolicy.INPUT),
-    Person("tightstrict", 14_000, 0, ExpiryPolicy.STRICT),
-    Person("soft", 4_000, 9_000, ExpiryPolicy.INPUT),
-    Person("softstrict", 4_000, 20_000, ExpiryPolicy.STRICT),
-    Person("budget", 60_000, 0, ExpiryPolicy.INPUT, budget_tokens=8_000),
+    Person("strict", 8_000, 0, ExpiryPolicy.STRICT),
+    Person("input", 6_000, 0, ExpiryPolicy.INPUT),
+    Person("void", 5_000, 0, ExpiryPolicy.VOID),
+    Person("tight", 2_500, 0, ExpiryPolicy.INPUT),
+    Person("tightstrict", 4_000, 0, ExpiryPolicy.STRICT),
+    Person("soft", 1_000, 2_500, ExpiryPolicy.INPUT),
+    Person("softstrict", 1_000, 6_000, ExpiryPolicy.STRICT),
+    Person("budget", 60_000, 0, ExpiryPolicy.INPUT, budget_tokens=2_500),
 )
 WIDE = Person("wide", 2_000_000_000, 0, ExpiryPolicy.INPUT)
 """For campaigns that count cuts, not quotas."""
@@ -174,14 +178,18 @@ WIDE = Person("wide", 2_000_000_000, 0, ExpiryPolicy.INPUT)
 
 def draw_call(seed: int, slot: int, number: int) -> Call:
     """The n-th call of a slot in the round of this seed."""
-    random = Random(f"call {seed} {slot} {number}")  # noqa: S311
+    random = Random(f"call {seed} {slot} {number}")
     name = random.choice([*SHAPES, LONG, LONG])
     line_end = random.choice(["lf", "lf", "lf", "crlf", "cr"])
     found = shape(name, line_end)
     fate = random.choices([*UPSTREAM_WEIGHTS], [*UPSTREAM_WEIGHTS.values()])[0]
     position = random.randrange(len(found.data)) if random.random() < 0.8 else random.choice(found.events)
     slow = fate in (UpstreamFate.STALL, UpstreamFate.PINGS)
-    seconds = SHORT_SECONDS if slow else random.choices([LONGEST_SECONDS, SHORT_SECONDS, 10.0, 2.0], [88, 6, 3, 3])[0]
+    seconds = (
+        SHORT_SECONDS
+        if slow
+        else random.choices([LONGEST_SECONDS, SHORT_SECONDS, 10.0, HOPELESS_SECONDS], [88, 6, 3, 3])[0]
+    )
     return Call(
         id=f"{seed}.{slot}.{number}",
         user=random.randrange(len(PEOPLE)),
@@ -208,7 +216,7 @@ def _draw_kill(random: Random, stream_bytes: int) -> Kill | None:
 
 
 def table_fates(call: Call) -> TableFates:
-    return TableFates(Random(f"table {call.id}"), call)  # noqa: S311
+    return TableFates(Random(f"table {call.id}"), call)
 
 
 class TableFates:
@@ -220,6 +228,8 @@ class TableFates:
 
     def next(self) -> tuple[TableFate, float]:
         """(what happens, seconds that it takes where it takes any)."""
+        if self._call.seconds <= HOPELESS_SECONDS:
+            return TableFate.SILENT, 0.0
         fate = self._random.choices([*TABLE_WEIGHTS], [*TABLE_WEIGHTS.values()])[0]
         seconds = self._random.uniform(0.005, 0.25)
         return (TableFate.FINE if self._call.calm else fate), seconds
@@ -227,4 +237,4 @@ class TableFates:
 
 def skew_seconds(seed: int, slot: int, generation: int) -> float:
     """By how much the clock of a slot's process is wrong."""
-    return Random(f"clock {seed} {slot} {generation}").choice(SKEWS_SECONDS)  # noqa: S311
+    return Random(f"clock {seed} {slot} {generation}").choice(SKEWS_SECONDS)

@@ -13,13 +13,17 @@ from tollgate.domain.usage import Usage, UsageEntry
 
 LINE_ENDS = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
 LONG_DELTAS = 120
+LONG_TOKENS = 240
 LONG = "a long answer"
+SHORT = "text with a ping"
 MODEL = "claude-haiku-4-5"
 
 
 def _long() -> Recorded:
-    data = started() + BLOCK + PING + text("eight by") * LONG_DELTAS + BLOCK_END + ended(output_tokens=240) + STOP
-    return Recorded(data, Usage((UsageEntry(TokenCounts(10, 240)),), MODEL), delivered_bytes=8 * LONG_DELTAS)
+    data = (
+        started() + BLOCK + PING + text("eight by") * LONG_DELTAS + BLOCK_END + ended(output_tokens=LONG_TOKENS) + STOP
+    )
+    return Recorded(data, Usage((UsageEntry(TokenCounts(10, LONG_TOKENS)),), MODEL), delivered_bytes=8 * LONG_DELTAS)
 
 
 SHAPES = {**STREAMS, LONG: _long()}

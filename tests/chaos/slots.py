@@ -89,7 +89,10 @@ class Slot:
         result = Result(call)
         began = time.monotonic()
         invocation = api.invoke(
-            event, request_id=f"chaos-{call.id}", timeout_seconds=call.seconds, function_arn="arn:aws:lambda:::function:c"
+            event,
+            request_id=f"chaos-{call.id}",
+            timeout_seconds=call.seconds,
+            function_arn="arn:aws:lambda:::function:c",
         )
         body = bytearray()
         for part in invocation.parts(START_SECONDS):

@@ -48,7 +48,7 @@ class TableProxy:
         self._late: list[tuple[str, Request]] = []
         self._timers: list[threading.Timer] = []
         self._lock = threading.Lock()
-        self._engines = threading.local()
+        self._idle: list[http.client.HTTPConnection] = []
         self._listener = Listener(self._serve, "table")
         self.url = self._listener.url
 
@@ -57,12 +57,9 @@ class TableProxy:
         self._call, self._fates, self._requests = call, table_fates(call), 0
 
     def deliver_late(self) -> int:
-        """Lands what was held until after the sweep, and waits for what is under way; how many there were."""
+        """Lands what was held until after the sweep; how many there were."""
         with self._lock:
             late, self._late = self._late, []
-            timers, self._timers = self._timers, []
-        for timer in timers:
-            timer.join()
         for call_id, request in late:
             self._apply(call_id, request)
         return len(late)
@@ -75,6 +72,9 @@ class TableProxy:
 
     def close(self) -> None:
         self._listener.close()
+        self.wait_for_timers()
+        for connection in self._idle:
+            connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection.makefile("rb") as reader:
@@ -145,31 +145,32 @@ class TableProxy:
             timer.start()
 
     def _apply(self, call_id: str, request: Request) -> Answer:
-        connection = self._connection()
-        kept = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
-        for attempt in range(2):
-            try:
-                connection.request("POST", "/", request.body, kept)
-                response = connection.getresponse()
-                body = response.read()
-                break
-            except http.client.RemoteDisconnected:  # an idle connection that the engine has closed
-                connection.close()
-                if attempt:
-                    raise
-        if response.status == 200:
+        status, body = self._ask(request)
+        if status == 200:
             operation = request.headers["x-amz-target"].rpartition(".")[2]
             if operation in WRITES:
                 self.books.applied(call_id, operation, json.loads(request.body), json.loads(body or b"{}"))
-        return response.status, body
+        return status, body
 
-    def _connection(self) -> http.client.HTTPConnection:
-        """One for each thread."""
-        found: http.client.HTTPConnection | None = getattr(self._engines, "connection", None)
-        if found is None:
-            found = http.client.HTTPConnection(self._engine.hostname or "", self._engine.port, timeout=20)
-            self._engines.connection = found
-        return found
+    def _ask(self, request: Request) -> Answer:
+        """The engine's answer, over a connection that nobody else uses meanwhile."""
+        kept = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
+        while True:
+            with self._lock:
+                idle = self._idle.pop() if self._idle else None
+            connection = idle or http.client.HTTPConnection(self._engine.hostname or "", self._engine.port, timeout=20)
+            try:
+                connection.request("POST", "/", request.body, kept)
+                response = connection.getresponse()
+                answer = response.status, response.read()
+            except http.client.RemoteDisconnected:
+                connection.close()
+                if idle is None:
+                    raise
+                continue  # the engine had closed it before the request came
+            with self._lock:
+                self._idle.append(connection)
+            return answer
 
     def _parameters(self, request: Request) -> Answer:
         names = json.loads(request.body)["Names"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.chaos.plans import CUTS, Call, UpstreamFate
-from tests.chaos.shapes import shape
+from tests.chaos.shapes import LONG, LONG_TOKENS, SHORT, shape
 from tests.chaos.wire import Listener, read_request, reset
 
 HEAD = (
@@ -35,6 +35,8 @@ class Exchange:
     """Of the recorded stream, unchanged."""
     refused: bool = False
     whole: bool = False
+    shape: str = ""
+    """Of the answer that was given; empty: none."""
 
 
 class Upstream:
@@ -67,6 +69,7 @@ class Upstream:
                     exchange.received += 1
                 if found[1].decode() != call.id:
                     return  # of a process that is dead
+                exchange.shape = _fitting(call.shape, request.body)
                 if not self._answer(connection, call, exchange):
                     return
 
@@ -85,15 +88,15 @@ class Upstream:
             connection.sendall(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (call.status, len(body), body))
             return True
         if fate is UpstreamFate.NO_HTTP:
-            connection.sendall(Random(call.id).randbytes(200) + b"\r\n\r\n")  # noqa: S311
+            connection.sendall(Random(call.id).randbytes(200) + b"\r\n\r\n")
             return False
         connection.sendall(HEAD)
         return self._stream(connection, call, exchange)
 
     def _stream(self, connection: socket.socket, call: Call, exchange: Exchange) -> bool:
-        found = shape(call.shape, call.line_end)
+        found = shape(exchange.shape, call.line_end)
         data, fate = found.data, call.fate
-        stop = len(data) if fate is UpstreamFate.WHOLE else call.at
+        stop = len(data) if fate is UpstreamFate.WHOLE else min(call.at, len(data))
         if fate is UpstreamFate.ERROR_EVENT:
             stop = max((end for end in found.events if end <= call.at), default=0)
         kill_at = call.kill.number if call.kill is not None and call.kill.at == "upstream" else None
@@ -122,7 +125,7 @@ class Upstream:
                 connection.settimeout(LONGEST_STALL_SECONDS)
                 connection.recv(1)  # until the function gives up
             case UpstreamFate.GARBAGE:
-                noise = Random(len(rest)).randbytes(len(rest) // 2)  # noqa: S311
+                noise = Random(len(rest)).randbytes(len(rest) // 2)
                 connection.sendall(_chunk(noise + rest) + b"0\r\n\r\n")
                 return True
             case UpstreamFate.FLOOD:
@@ -146,6 +149,11 @@ class Upstream:
         if data:
             connection.sendall(_chunk(data))
             exchange.sent_bytes += len(data)
+
+
+def _fitting(name: str, body: bytes) -> str:
+    """Claude never generates more than max_tokens, which may have been clamped."""
+    return SHORT if name == LONG and json.loads(body)["max_tokens"] < LONG_TOKENS else name
 
 
 def _chunk(data: bytes) -> bytes:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.books import Books, Held, Violation
-from tests.chaos.plans import MODEL, PEOPLE, WIDE, Call, Person, UpstreamFate
-from tests.chaos.shapes import shape
+from tests.chaos.plans import CUTS, MODEL, PEOPLE, WIDE, Call, Person, UpstreamFate
+from tests.chaos.shapes import Shape, shape
 from tests.chaos.slots import PEPPER, Result, Slot, run_all, settings
 from tests.chaos.upstream import Exchange
 from tests.chaos.zygote import Zygote
@@ -25,7 +25,7 @@ from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
 from tollgate.domain.principals import Profile
 from tollgate.flows.ledger import Ledger
 from tollgate.flows.sweep_meters import expiry_policy, sweep_meters
-from tollgate.storage.activity import Activity
+from tollgate.storage.activity import SHARDS, Activity
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters, meter_of
 from tollgate.storage.table import Table
@@ -83,6 +83,7 @@ class World:
     def close(self) -> None:
         for slot in self.slots:
             slot.close()
+        self._client.close()
 
     def run(self, seed: int, calls: Callable[[int], Iterable[Call]], people: tuple[Person, ...] = PEOPLE) -> Report:
         """One round: `calls(slot)` on each slot at once, then the reckoning. Nothing of it is left afterwards."""
@@ -97,8 +98,7 @@ class World:
         results: list[Result] = []
 
         def work(slot: Slot) -> None:
-            for call in calls(slot.number):
-                results.append(slot.serve(call, _event(users[call.user], call)))
+            results.extend(slot.serve(call, _event(users[call.user], call)) for call in calls(slot.number))
 
         run_all(self.slots, work)
         report = Report(seed)
@@ -151,6 +151,7 @@ class World:
 
     def _sweep_all(self, users: list[User], report: Report) -> None:
         """The hourly run at a later hour; then what was still under way lands, and the next hour's run."""
+        self._look_back_from_now()
         for slot in self.slots:
             slot.table.wait_for_timers()
         now = time.time()
@@ -159,6 +160,14 @@ class World:
         report.figures["landed_after_the_sweep"] += landed
         if landed:
             self._sweep(users, now + 2 * SWEPT_AFTER_SECONDS, report)
+
+    def _look_back_from_now(self) -> None:
+        """Until which hour the runs have looked: not as far as the later hours of the rounds before."""
+        hour = int(time.time()) // 3600 * 3600 - 2 * 3600
+        for shard in range(SHARDS):
+            key = {"PK": {"S": f"ACTIVE#SWEPT#{shard}"}, "SK": {"S": "SWEPT"}}
+            item = {**key, "Type": {"S": "SweptActivity"}, "hour": {"N": str(hour)}}
+            self._client.put_item(TableName=self._table.name, Item=item)
 
     def _sweep(self, users: list[User], at_seconds: float, report: Report) -> None:
         """Told to the books by a proxy of its own, without faults."""
@@ -208,17 +217,19 @@ class World:
             held.setdefault(one.call_id, []).append(one)
         for result in results:
             report.figures["calls"] += 1
-            report.figures[f"status_{result.status}"] += 1
+            report.figures[f"answered_{result.status}_{result.error_code}".rstrip("_")] += 1
             exchange = exchanges.get(result.call.id, Exchange())
-            _judge_call(result, exchange, held.get(result.call.id, []), books, report.figures)
+            _judge_call(
+                users[result.call.user].person, result, exchange, held.get(result.call.id, []), books, report.figures
+            )
             _judge_answer(result, exchange, books)
 
 
 def _judge_call(
-    result: Result, exchange: Exchange, held: list[Held], books: Books, figures: Counter[str]
+    person: Person, result: Result, exchange: Exchange, held: list[Held], books: Books, figures: Counter[str]
 ) -> None:
     """What was booked for a call, against what upstream knows of it."""
-    call, found = result.call, shape(result.call.shape, result.call.line_end)
+    call, found = result.call, shape(exchange.shape or result.call.shape, result.call.line_end)
     ends = [end for one in held for end in one.ends]
     charged = sum(end.charged_tokens for end in ends)
     booked = charged + sum(end.written_off_tokens for end in ends)
@@ -228,20 +239,38 @@ def _judge_call(
     if exchange.received and not held:
         books.report("unreserved_call", call.id, "sent upstream without a reservation")
     told = 0 if exchange.refused else found.told_tokens(exchange.sent_bytes)
+    passed = found.told_tokens(_same_bytes(result.body, found.data))
     figures["told_tokens"] += told
     by_owner = [end for end in ends if end.kind != "swept"]
-    if booked < told:
-        if by_owner:
-            books.report("lost_tokens", call.id, f"{booked} booked, upstream told of {told}")
-        else:  # nobody was left to enlarge the reservation to what message_start told
-            figures["told_beyond_a_dead_reservation"] += told - booked
+    if by_owner and booked < min(told, passed):
+        books.report("lost_tokens", call.id, f"{booked} booked, passed on {passed}, upstream told of {told}")
+    elif booked < told:
+        # Nobody was left to enlarge the reservation to what message_start told, or nobody read on: upstream has
+        # generated what no reservation could hold.
+        figures["told_beyond_the_reservation_unread" if by_owner else "told_beyond_a_dead_reservation"] += told - booked
     most = max(amount, found.final_tokens) if exchange.received or not by_owner else amount
     if charged > most:
         books.report("double_bill", call.id, f"{charged} charged; reserved {amount}, used {found.final_tokens}")
     if exchange.refused and any(end.charged_tokens for end in by_owner):
         books.report("double_bill", call.id, f"{charged} charged for a refusal")
-    if exchange.whole and by_owner and found.final_at is not None and booked != found.final_tokens:
+    if call.calm and call.kill is None and call.fate in CUTS and by_owner and person is WIDE:
+        _judge_cut(call, found, booked, amount, books)
+    read = exchange.whole and passed == found.final_tokens
+    if read and by_owner and found.final_at is not None and booked != found.final_tokens:
         books.report("conservation", call.id, f"{booked} booked for an answer of {found.final_tokens}")
+
+
+def _judge_cut(call: Call, found: Shape, booked: int, amount: int, books: Books) -> None:
+    """To the token: what upstream told, or else all that was reserved, charged or written off."""
+    books.seen["cuts_checked"] += 1
+    if found.final_at is not None and call.at > found.final_at:
+        right = booked == found.final_tokens
+    elif found.final_at is not None and call.at >= found.final_at - 2:  # within the empty line that ends the event
+        right = booked in (found.final_tokens, amount)
+    else:
+        right = booked == max(amount, found.told_tokens(call.at))
+    if not right:
+        books.report("cut", call.id, f"{call.shape} {call.line_end} at {call.at}: {booked} booked of {amount}")
 
 
 def _judge_answer(result: Result, exchange: Exchange, books: Books) -> None:
@@ -253,12 +282,20 @@ def _judge_answer(result: Result, exchange: Exchange, books: Books) -> None:
         books.report("unhandled", call.id, f"{failed.kind} {failed.error_type}: {failed.message[:200]}")
     if result.status == 500 or result.error_code == "internal_error":
         books.report("unhandled", call.id, f"answered {result.status} {result.error_code}")
-    sent = shape(call.shape, call.line_end).data
+    sent = shape(exchange.shape or call.shape, call.line_end).data
     stopped = b"event: error" in result.body
     if exchange.whole and result.status == 200 and failed is None and not stopped and result.body != sent:
         books.report("changed_bytes", call.id, f"{len(result.body)} bytes of {len(sent)}")
     if call.fate is UpstreamFate.WHOLE and not stopped and result.status == 200 and failed is None:
         books.seen["delivered_whole"] += 1
+
+
+def _same_bytes(one: bytes, other: bytes) -> int:
+    """How far they are the same."""
+    if other.startswith(one):
+        return len(one)
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((position for position, (left, right) in pairs if left != right), len(other))
 
 
 class _Telling:
@@ -300,10 +337,10 @@ def _event(user: User, call: Call) -> bytes:
 
 
 @contextmanager
-def running_world(folder: Path, *, slots: int, seed: int = 0) -> Iterator[World]:
+def running_world(folder: Path, *, slots: int, seed: int = 0, mutant: str | None = None) -> Iterator[World]:
     with ExitStack() as stack:
         table = stack.enter_context(exact_table(folder))
-        zygote = Zygote()
+        zygote = Zygote(mutant)
         stack.callback(zygote.close)
         world = World(table, folder, zygote, slots=slots, seed=seed)
         stack.callback(world.close)

@@ -28,7 +28,9 @@ WAITS = 0.1
 class Zygote:
     """The process that forks the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, mutant: str | None = None) -> None:
+        """`mutant`: of tests.chaos.mutants, applied in every process; the books must notice."""
+        self.mutant = mutant
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.zygote"],
@@ -42,7 +44,12 @@ class Zygote:
 
     def start(self, environment: dict[str, str], log: Path, skew_seconds: float) -> int:
         """The id of a new function process."""
-        order = {"environment": environment, "log": str(log), "skew_seconds": skew_seconds}
+        order = {
+            "environment": environment,
+            "log": str(log),
+            "skew_seconds": skew_seconds,
+            "mutant": self.mutant,
+        }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
@@ -58,10 +65,7 @@ class Zygote:
 
 
 def main() -> None:
-    import awslambdaric.bootstrap  # noqa: F401
-    import tollgate_runtime.client  # noqa: F401
-
-    import functions.claude.app  # noqa: F401
+    import functions.claude.app  # noqa: F401  not awslambdaric: its native part reads the environment when loaded
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
@@ -85,6 +89,10 @@ def _become_function(order: dict[str, Any]) -> None:
     os.environ.update(order["environment"])
     random.seed()  # a fork has its parent's generator; ids come from the kernel and differ anyway
     _shift_time(order["skew_seconds"])
+    if order["mutant"] is not None:
+        from tests.chaos.mutants import MUTANTS
+
+        MUTANTS[order["mutant"]]()
     from tollgate_runtime.__main__ import main as run_function
 
     try:
@@ -100,7 +108,7 @@ def _shift_time(skew_seconds: float) -> None:
     # The deadline comes by the host's clock, which on Lambda is the process's own.
     awslambdaric.lambda_context.time = SimpleNamespace(time=true_time)
     time.time = lambda: true_time() + skew_seconds
-    time.sleep = lambda seconds: true_sleep(seconds * WAITS)
+    time.sleep = lambda seconds: true_sleep(float(seconds) * WAITS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tollgate.domain.periods import UsagePeriod, period_at
 from tollgate.domain.plans import PeriodKind
 
 MICROSECOND = timedelta(microseconds=1)
-CALENDAR, ANCHORED = PeriodKind.CALENDAR_MONTH, PeriodKind.ANCHORED_MONTH
+CALENDAR, ANCHORED, THIRTY = PeriodKind.CALENDAR_MONTH, PeriodKind.ANCHORED_MONTH, PeriodKind.EVERY_30_DAYS
 LONG_AGO = datetime(2020, 6, 15, tzinfo=UTC)
 
 anchors = st.timedeltas(timedelta(0), timedelta(days=60 * 366)).map(lambda age: datetime(2000, 1, 1, tzinfo=UTC) + age)
@@ -169,3 +169,26 @@ def test_a_naive_instant_is_refused(kind: PeriodKind) -> None:
         period_at(kind, LONG_AGO, naive)
     with pytest.raises(ValueError, match="aware"):
         period_at(kind, naive, LONG_AGO)
+
+
+@given(anchors | late_anchors, half_centuries)
+def test_thirty_days_are_thirty_days_from_the_anchor_on_for_ever(anchor_at: datetime, elapsed: timedelta) -> None:
+    period = period_at(THIRTY, anchor_at, anchor_at + elapsed)
+    since = period.start_at - anchor_at.replace(microsecond=0)
+
+    assert period.end_at - period.start_at == timedelta(days=30)
+    assert since % timedelta(days=30) == timedelta(0)
+    assert period.start_at.time() == anchor_at.time().replace(microsecond=0)
+
+
+def test_thirty_days_do_not_hear_of_summer_time() -> None:
+    """Clocks in Zurich go forward on 29 March 2026: the period is as long, and ends at another hour of the wall."""
+    zurich = timezone(timedelta(hours=1))
+    period = period_at(THIRTY, datetime(2026, 3, 10, 9, 0, tzinfo=zurich), at("2026-03-20T00:00:00"))
+    assert (period.start_at, period.end_at) == (at("2026-03-10T08:00:00"), at("2026-04-09T08:00:00"))
+
+
+def test_thirty_days_before_the_anchor_are_counted_backward() -> None:
+    anchor_at = at("2026-03-10T08:00:00")
+    for instant, start in ((-MICROSECOND, -30), (timedelta(0), 0), (timedelta(days=30) - MICROSECOND, 0)):
+        assert period_at(THIRTY, anchor_at, anchor_at + instant).start_at == anchor_at + timedelta(days=start)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from tests.support.closing import END, ClosingWorld, Killed
+from tests.support.ledger_world import an_ask
 from tests.support.scripted_dynamodb import Fate
 from tollgate.domain.errors import StoreUnavailableError
 from tollgate.domain.ledger import EXPIRY_MARGIN_SECONDS, Settlement
+from tollgate.domain.rollups import RowKey, Sums
 from tollgate.domain.subscriptions import Entitlements
 from tollgate.flows.close_period import AHEAD_SECONDS, CLOSE_LAG_SECONDS, CloseReport
 from tollgate.flows.ledger import Ledger, account_key
@@ -24,9 +27,13 @@ LATE = ("closed_at", "first_closed_at", "swept_at", "expires_at", "through_at")
 
 
 def a_town() -> ClosingWorld:
+    return TOWN.copy()
+
+
+def _build_town() -> ClosingWorld:
     """Of every kind one: used, crashed, across the end, beyond the quota, never recorded, free, on another period."""
     world = ClosingWorld()
-    world.ids = world.ids
+    world.sweep()
     plain, crashed, crossing = (world.sign_up(name) for name in ("plain", "crashed", "crossing"))
     beyond = world.sign_up("beyond", overage_cap_cents=5_000)
     untold, free = world.sign_up("untold"), world.sign_up("free", "free")
@@ -45,6 +52,9 @@ def a_town() -> ClosingWorld:
     world.call(plain, 50)
     world.turn_to(DUE)
     return world
+
+
+TOWN = _build_town()
 
 
 def in_index(world: ClosingWorld) -> set[tuple[str, str]]:
@@ -151,7 +161,7 @@ def test_the_next_period_of_a_subscriber_is_opened_ahead() -> None:
     assert world.meter("u", NEXT).key == account_key(account, END)
     world.turn_to(END)
     world.client.calls.clear()
-    grant = Ledger(Meters(world.table), world, world.ids).reserve(account, account_key(account, END), _ask(world))
+    grant = Ledger(Meters(world.table), world, world.ids).reserve(account, account_key(account, END), an_ask(100))
     assert world.client.calls == ["UpdateItem"]
     assert grant.meter.settled_tokens == 0
 
@@ -165,92 +175,108 @@ def test_nothing_is_opened_for_who_does_not_pay_or_is_gone() -> None:
     assert world.closer().open_ahead(world.seconds + 60) == 0
 
 
-def _ask(world: ClosingWorld):  # noqa: ANN202
-    from tests.support.ledger_world import an_ask
-
-    return an_ask(100, deadline_at_seconds=world.seconds + 600)
-
-
 # ---- killed, doubled, late
 
 
-def _count_of_calls() -> int:
+def close(world: ClosingWorld) -> None:
+    world.closer().close_due(world.seconds + 600)
+
+
+def _calls() -> list[str]:
     world = a_town()
-    before = world.client.count
-    world.run()
-    return world.client.count - before
+    close(world)
+    return world.client.calls
 
 
-CALLS = _count_of_calls()
+CALLS = _calls()
+WRITES = [number for number, operation in enumerate(CALLS, 1) if operation not in {"GetItem", "Query"}]
 
 
 @pytest.fixture(scope="module")
 def expected() -> ClosingWorld:
     world = a_town()
-    world.run()
+    close(world)
     return world
 
 
-@pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
-def test_killed_at_any_call_and_run_again_it_ends_the_same(expected: ClosingWorld, *, applied: bool) -> None:
-    for call in range(1, CALLS + 1):
+def die(world: ClosingWorld, call: int, *, applied: bool) -> None:
+    """A run that is killed at this call."""
+    world.client.kill_at, world.client.applied = world.client.count + call, applied
+    with suppress(Killed):
+        close(world)
+    world.client.kill_at = None
+
+
+def test_killed_before_any_call_and_run_again_it_ends_the_same(expected: ClosingWorld) -> None:
+    for call in range(1, len(CALLS) + 1):
         world = a_town()
-        world.client.kill_at, world.client.applied = world.client.count + call, applied
-        with suppress(Killed):
-            world.run()
-        world.client.kill_at = None
-        world.run()
+        die(world, call, applied=False)
+        close(world)
         assert world.state() == expected.state(), call
 
 
-def test_killed_at_every_call_of_every_run_it_ends_the_same(expected: ClosingWorld) -> None:
-    """Each run goes one call further than the one before."""
+def test_killed_after_any_write_and_run_again_it_ends_the_same(expected: ClosingWorld) -> None:
+    for call in WRITES:
+        world = a_town()
+        die(world, call, applied=True)
+        close(world)
+        assert world.state() == expected.state(), call
+
+
+def test_killed_in_every_run_but_the_last_it_ends_the_same(expected: ClosingWorld) -> None:
+    """Each run goes a few calls further than the one before."""
     world = a_town()
-    for calls in range(1, CALLS + 1, 3):
-        world.client.kill_at, world.client.applied = world.client.count + calls, calls % 2 == 0
-        with suppress(Killed):
-            world.run()
-    world.client.kill_at = None
-    world.run()
+    for call in range(1, len(CALLS) + 1, 3):
+        die(world, call, applied=call % 2 == 0)
+    close(world)
     assert world.state() == expected.state()
 
 
 def test_run_twice_at_once_it_ends_the_same(expected: ClosingWorld) -> None:
     """A second whole run between any two calls of the first."""
-    for call in range(1, CALLS + 1):
+    for call in range(1, len(CALLS) + 1):
         world = a_town()
-        first = world.table
-        other = world.new_table()
-
-        def run_other(world: ClosingWorld = world, first: object = first, other: object = other) -> None:
-            world.table = other  # type: ignore[assignment]
-            world.run()
-            world.table = first  # type: ignore[assignment]
-
-        world.client.meanwhile = run_other
+        other = world.copy()
+        other.memory.partitions = world.memory.partitions
+        world.client.meanwhile = lambda other=other: close(other)
         world.client.kill_at = world.client.count + call
-        world.run()
+        close(world)
         assert world.state() == expected.state(), call
 
 
 @pytest.mark.parametrize("fate", [Fate.NEVER_ARRIVED, Fate.APPLIED_NEVER_ANSWERED, Fate.ANSWER_LOST_THEN_RETRIED])
-def test_an_answer_lost_anywhere_changes_nothing_in_the_end(expected: ClosingWorld, fate: Fate) -> None:
-    for call in range(CALLS):
+def test_an_answer_that_is_lost_changes_nothing_in_the_end(expected: ClosingWorld, fate: Fate) -> None:
+    for call in WRITES:
         world = a_town()
-        world.client.next_calls(*[Fate.FINE] * call, fate)
+        world.client.next_calls(*[Fate.FINE] * (call - 1), fate)
         with suppress(StoreUnavailableError):
-            world.run()
-        world.client.heal()
-        world.run()
+            close(world)
+        close(world)
         assert world.state() == expected.state(), call
 
 
 def test_three_days_late_it_ends_the_same_but_for_the_instants_of_the_job(expected: ClosingWorld) -> None:
-    world = a_town()
+    """Roll-ups apart: their days are exact to now, and an orphan is in the day on which it was swept."""
+    world, in_time = a_town(), expected.copy()
     world.turn_to(DUE + timedelta(days=3))
-    world.run()
-    assert world.state(*LATE) == expected.state(*LATE)
+    close(world)
+    assert _without_days(world) == _without_days(in_time)
     assert world.summary("plain").closed_at == DUE + timedelta(days=3)
+    in_time.turn_to(world.now)
+    assert _rolled_up(world) == _rolled_up(in_time)
+
+
+def _without_days(world: ClosingWorld) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(pk, sk): item for (pk, sk), item in world.state(*LATE).items() if not sk.startswith(("DAY#", "ROLLUPS"))}
+
+
+def _rolled_up(world: ClosingWorld) -> dict[str, list[tuple[RowKey, Sums]]]:
+    found = {}
+    for name in ("plain", "crashed", "crossing", "beyond", "untold", "free"):
+        days = world.roll_ups().days("main", name, END.date() - timedelta(days=1), END.date() + timedelta(days=3))
+        assert days.exact
+        found[name] = sorted(((key, sums) for rows in days.rows.values() for key, sums in rows.items()), key=repr)
+    return found
 
 
 def test_a_run_without_time_leaves_everything_and_says_so() -> None:

@@ -14,7 +14,7 @@ from tests.support.notices import ThresholdWorld
 from tollgate.catalog.loader import load_catalog
 from tollgate.domain.notices import NotDeliveredError, UsageNotice
 from tollgate.flows.deliver_notices import DOWN_AFTER, LEASE, MAX_ATTEMPTS, Delivered, NoticeDelivery
-from tollgate.storage.notices import NoticeState
+from tollgate.storage.notices import SHARDS, NoticeState
 from tollgate.storage.preferences import Preferences
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -134,6 +134,29 @@ def test_a_mail_does_not_go_out_again_because_the_operators_server_is_down(world
     world.clock.advance(60)
     assert world.run().delivered == 1
     assert len(world.mailbox.mails) == len(world.address.notices) == 1
+
+
+def test_the_operator_is_not_told_again_because_mail_is_down(world: DeliveryWorld) -> None:
+    world.use(800)
+    world.mailbox.down = True
+    assert world.run() == Delivered(put_off=1)
+    world.mailbox.down = False
+    world.clock.advance(60)
+    assert world.run().delivered == 1
+    assert len(world.mailbox.mails) == len(world.address.notices) == 1
+
+
+def test_of_two_who_saw_the_same_entry_one_gets_it(world: DeliveryWorld) -> None:
+    """Two runs that have both listed it before either took it."""
+    world.use(800)
+    [entry] = [entry for shard in range(SHARDS) for entry in world.notices.list_due(shard, world.now)]
+    first = world.notices.take(entry, world.now + LEASE)
+    assert first is not None
+    assert world.notices.take(entry, world.now + 2 * LEASE) is None
+    second = world.notices.take(first.entry, world.now + 2 * LEASE)  # the first died, its lease is over
+    assert second is not None
+    assert not world.notices.finish(first), "who is too late changes nothing"
+    assert world.notices.finish(second)
 
 
 def test_after_the_last_attempt_a_notice_is_dead_seen_and_can_be_revived(world: DeliveryWorld) -> None:

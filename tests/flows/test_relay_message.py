@@ -37,7 +37,9 @@ from tollgate.edge.errors import error_event
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.message_calls import MessageCall, Relayed, Standing
 from tollgate.flows.relay_message import SOFT_DEADLINE_SECONDS, MessageRelay
+from tollgate.flows.note_activity import ActivityNotes
 from tollgate.providers.claude import UpstreamLostError, UpstreamNotReachedError
+from tollgate.storage.activity import Activity
 from tollgate.storage.requests import RequestOutcome, Requests
 from tollgate.storage.table import Table, plain
 
@@ -91,6 +93,11 @@ class Journal:
     @property
     def names(self) -> list[str]:
         return [name for name, _ in self.lines]
+
+
+def _unheard(name: str, error: Exception) -> None:
+    """Nothing is reported."""
+    raise AssertionError(name) from error
 
 
 class World(LedgerWorld):
@@ -233,6 +240,30 @@ class TestACompleteAnswer:
         world.send()
         assert before == ["UpdateItem"]
         assert world.client.calls == ["UpdateItem", "UpdateItem", "PutItem"]
+
+    def test_notes_once_an_hour_that_its_meter_is_in_use_while_upstream_works(self) -> None:
+        """One put more, between the request that went up and the head of its answer; else the three writes."""
+        world = World(FakeUpstream(*COMPLETE), quota_tokens=100_000)
+        world.relay.note_active = ActivityNotes(Activity(Table(cast("Any", world.client), "t")), world, _unheard).note
+        world.send()
+        calls, before = [], []
+        world.upstream.before_head = lambda: before.append(len(world.client.calls))
+        for seconds in (0, 1, 3600, 0):
+            world.seconds += seconds
+            world.client.calls.clear()
+            world.reply = Reply()
+            world.send()
+            calls.append(world.client.calls.copy())
+        assert before == [1, 1, 2, 1]
+        assert calls[0] == calls[1] == calls[3] == ["UpdateItem", "UpdateItem", "PutItem"]
+        assert calls[2] == ["UpdateItem", "PutItem", "UpdateItem", "PutItem"]
+
+    def test_whose_request_did_not_get_out_is_no_activity(self) -> None:
+        upstream = FakeUpstream()
+        upstream.before_head = UpstreamNotReachedError("refused")
+        world = World(upstream)
+        world.refused()
+        assert world.active == []
 
     @pytest.mark.parametrize("recorded", STREAMS.values(), ids=STREAMS)
     def test_is_relayed_the_same_in_chunks_of_one_byte(self, recorded: Any) -> None:  # noqa: ANN401

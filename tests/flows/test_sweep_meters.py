@@ -1,86 +1,164 @@
-"""The scheduled sweep over all meters."""
+"""The scheduled sweep over the meters that had a call."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 
 import pytest
 
-from tests.support.ledger_world import START, Counting, LedgerWorld, an_ask
-from tollgate.catalog.loader import load_catalog
-from tollgate.domain.ledger import MeterKey, Settlement
-from tollgate.domain.periods import period_at
-from tollgate.domain.plans import PeriodKind
-from tollgate.domain.principals import Account, Profile
+from tests.support.clocks import FakeClock, Reports
+from tests.support.closing import CATALOG, END, ClosingWorld, Killed
+from tests.support.scripted_dynamodb import Fate
+from tollgate.domain.principals import Account
+from tollgate.flows.ledger import Ledger, account_key
+from tollgate.flows.note_activity import SILENCE_SECONDS, ActivityNotes
 from tollgate.flows.sweep_meters import SweepReport, sweep_meters
+from tollgate.storage.activity import SHARDS, ActiveMeter, Activity
+from tollgate.storage.meters import Meters
 
-CATALOG = load_catalog("default")
+NOON = datetime(2026, 11, 3, 12, tzinfo=END.tzinfo)
+SWEPT_AFTER = timedelta(minutes=11, seconds=1)
+PERIOD = "2026-10-20T120000Z"
 
 
-def run(world: LedgerWorld, *, seconds: float = 600) -> SweepReport:
+def run(world: ClosingWorld, *, seconds: float = 600) -> SweepReport:
     return sweep_meters(
-        meters=world.meters,
-        ledger=world.ledger,
+        activity=Activity(world.table),
+        meters=Meters(world.table),
+        ledger=Ledger(Meters(world.table), world, world.ids),
         catalog=CATALOG,
         clock=world,
         deadline_at_seconds=world.seconds + seconds,
     )
 
 
-def crash(world: LedgerWorld, user_id: str, *, at: datetime = START, anchor: datetime = START) -> MeterKey:
-    """A call of this user that reserved and was never heard of again."""
-    profile = world.users.create_profile(Profile("main", user_id, world.plan.id, 1, anchor))
-    key = MeterKey("main", user_id, period_at(PeriodKind.ANCHORED_MONTH, anchor, at))
-    world.new_ledger(Counting(f"r-{user_id}", f"n{user_id}")).reserve(Account(profile, world.plan), key, an_ask(100))
-    return key
+def crashed(world: ClosingWorld, *names: str) -> None:
+    """Calls of these users that reserved and were never heard of again."""
+    for name in names:
+        world.begin(world.sign_up(name), 100)
 
 
 def test_ends_what_crashed_calls_left_open_and_nothing_else() -> None:
-    world = LedgerWorld()
-    keys = [crash(world, f"user{number}") for number in range(20)]
-    running = world.ledger.reserve(world.account, world.key, an_ask(100, deadline_at_seconds=START.timestamp() + 600))
-    world.seconds += 121
+    world = ClosingWorld(NOON)
+    names = [f"user{number}" for number in range(20)]
+    crashed(world, *names)
+    world.turn_to(NOON + timedelta(minutes=5))
+    running = world.begin(world.sign_up("running"), 100)
+    world.turn_to(NOON + SWEPT_AFTER)
     assert run(world) == SweepReport(seen_meters=21, expired_reservations=20, complete=True)
-    for key in keys:
-        meter = world.meters.find(key)
-        assert meter is not None
-        assert meter.reservations == {}
-    assert world.ledger.settle(running, Settlement(5)).charged_tokens == 5
-
-
-def test_run_twice_does_nothing_more() -> None:
-    world = LedgerWorld()
-    crash(world, "user1")
-    world.seconds += 121
-    run(world)
+    assert all(world.meter(name).reservations == {} for name in names)
+    world.end(running, 50)
     assert run(world).expired_reservations == 0
 
 
+def test_looks_at_nobody_who_had_no_call() -> None:
+    world = ClosingWorld(NOON - timedelta(hours=6))
+    for number in range(10):
+        world.call(world.sign_up(f"user{number}"), 100)
+    world.turn_to(NOON)
+    run(world)
+    crashed(world, "late")
+    world.turn_to(NOON + SWEPT_AFTER)
+    assert run(world).seen_meters == 1
+
+
+@pytest.mark.parametrize("late_hours", [0, 1, 5, 24, 70])
+def test_a_run_that_comes_late_looks_as_far_back(late_hours: int) -> None:
+    world = ClosingWorld(NOON)
+    run(world)
+    crashed(world, "user")
+    world.turn_to(NOON + SWEPT_AFTER + timedelta(hours=late_hours))
+    assert run(world).expired_reservations == 1
+
+
+def test_each_hour_is_looked_at_until_its_last_call_must_be_over() -> None:
+    world = ClosingWorld(NOON + timedelta(minutes=59, seconds=59))
+    crashed(world, "user")
+    world.turn_to(NOON + timedelta(hours=1, minutes=10))
+    assert run(world).expired_reservations == 0
+    world.turn_to(NOON + timedelta(hours=2, minutes=10))
+    assert run(world).expired_reservations == 1
+    calls = len(world.client.calls)
+    assert run(world) == SweepReport(seen_meters=0, expired_reservations=0, complete=True)
+    # A mark for each shard, and two hours: this one, and the one that ended ten minutes ago.
+    assert world.client.calls[calls:] == ["GetItem", "Query", "Query"] * SHARDS
+
+
+def test_a_call_before_midnight_of_the_last_day_is_found_in_its_own_period() -> None:
+    world = ClosingWorld(END - timedelta(seconds=1))
+    crashed(world, "user")
+    world.turn_to(END + SWEPT_AFTER)
+    assert run(world).expired_reservations == 1
+    assert world.meter("user", PERIOD).written_off_tokens == 90
+
+
 def test_stops_at_its_deadline_and_the_next_run_goes_on() -> None:
-    world = LedgerWorld()
-    crash(world, "user1")
-    world.seconds += 121
+    world = ClosingWorld(NOON)
+    crashed(world, "user")
+    world.turn_to(NOON + SWEPT_AFTER)
     assert run(world, seconds=0) == SweepReport(seen_meters=0, expired_reservations=0, complete=False)
     assert run(world).expired_reservations == 1
 
 
-@pytest.mark.parametrize("days_later", [0, 3, 30])
-def test_finds_reservations_of_periods_that_have_ended(days_later: int) -> None:
-    anchor = datetime(2026, 10, 31, 23, 59, tzinfo=UTC)
-    end_of_period = datetime(2026, 11, 30, 23, 58, tzinfo=UTC)
-    world = LedgerWorld()
-    crash(world, "user1", at=end_of_period, anchor=anchor)
-    world.seconds = (end_of_period + timedelta(days=days_later, minutes=10)).timestamp()
-    assert run(world).expired_reservations == 1
+def test_killed_at_any_call_and_run_again_it_ends_the_same() -> None:
+    town = ClosingWorld(NOON)
+    run(town)
+    crashed(town, "user1", "user2", "user3")
+    town.turn_to(NOON + SWEPT_AFTER)
+    expected = town.copy()
+    run(expected)
+    for call in range(1, len(expected.client.calls) + 1):
+        for applied in (False, True):
+            world = town.copy()
+            world.client.kill_at, world.client.applied = call, applied
+            with suppress(Killed):
+                run(world)
+            world.client.kill_at = None
+            run(world)
+            assert world.state() == expected.state(), (call, applied)
 
 
 def test_goes_on_past_a_user_whose_plan_is_no_longer_in_the_catalog() -> None:
-    world = LedgerWorld()
-    world.plan = replace(world.plan, id="gone")
-    key = crash(world, "user1")
-    world.seconds += 121
+    world = ClosingWorld(NOON)
+    crashed(world, "user")
+    item = world.memory.partitions["TENANT#main#USER#user"][f"USAGE#{PERIOD}"]
+    world.memory.partitions["TENANT#main#USER#user"][f"USAGE#{PERIOD}"] = item | {"plan_id": {"S": "gone"}}
+    world.turn_to(NOON + SWEPT_AFTER)
     assert run(world).expired_reservations == 1
-    meter = world.meters.find(key)
-    assert meter is not None
-    assert (meter.settled_tokens, meter.written_off_tokens) == (10, 90)
+    assert (world.meter("user").settled_tokens, world.meter("user").written_off_tokens) == (10, 90)
+
+
+# ---- notes of activity
+
+
+def notes_of(world: ClosingWorld, clock: FakeClock, reports: Reports) -> tuple[ActivityNotes, Account]:
+    return ActivityNotes(Activity(world.table), clock, reports), world.sign_up("u")
+
+
+def test_a_meter_is_noted_once_in_each_hour_of_the_clock() -> None:
+    world, clock, reports = ClosingWorld(NOON), FakeClock(NOON.timestamp()), Reports()
+    notes, account = notes_of(world, clock, reports)
+    key, puts = account_key(account, NOON), []
+    for seconds in (0, 1, 3599, 3600, 3601, 7200):
+        clock.seconds = NOON.timestamp() + seconds
+        notes.note(key)
+        puts.append(world.client.calls[1:].count("PutItem"))
+    assert puts == [1, 1, 1, 2, 2, 3]
+    shards = range(SHARDS)
+    active = [one for shard in shards for one in Activity(world.table).list_active(NOON + timedelta(hours=1), shard)]
+    assert active == [ActiveMeter("main", "u", PERIOD)]
+
+
+def test_a_table_that_does_not_answer_is_left_alone_for_a_minute_and_nobody_hears_of_it() -> None:
+    world, clock, reports = ClosingWorld(NOON), FakeClock(NOON.timestamp()), Reports()
+    notes, account = notes_of(world, clock, reports)
+    key = account_key(account, NOON)
+    world.client.next_calls(Fate.NEVER_ARRIVED)
+    counts = []
+    for seconds in (0, SILENCE_SECONDS - 1, SILENCE_SECONDS, SILENCE_SECONDS + 1):
+        clock.seconds = NOON.timestamp() + seconds
+        notes.note(key)
+        counts.append(world.client.calls[1:].count("PutItem"))
+    assert counts == [1, 1, 2, 2]
+    assert [name for name, _ in reports.lines] == ["activity_not_noted"]

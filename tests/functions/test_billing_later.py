@@ -79,6 +79,42 @@ def test_the_cheaper_plan_comes_when_the_paid_period_is_over(billing: BillingFun
     assert [invoice["total"] for invoice in billing.of_customer("invoice")] == [9900, 2900]
 
 
+def test_after_a_cheaper_plan_has_come_another_one_can_be_put_in_its_place(billing: BillingFunction) -> None:
+    """The schedule of the first change is still there, in its last phase, for a period."""
+    billing.subscribe("team", "year")
+    billing.change("team", "month")
+    billing.pass_time(timedelta(days=366))
+    ends_at = billing.sync()["subscription"]["renews_at"]
+    assert billing.change("pro").status == 200
+    subscription = billing.status()["subscription"]
+    assert (subscription["plan"], subscription["interval"]) == ("team", "month")
+    assert subscription["pending_change"] == {"plan": "pro", "at": ends_at}
+    billing.pass_time(MONTH)
+    assert billing.sync()["plan"]["id"] == "pro"
+    # Between them are those of the overage price, a month each, for nothing.
+    assert [invoice["total"] for invoice in billing.of_customer("invoice") if invoice["total"]] == [99000, 9900, 2900]
+
+
+def test_what_the_portal_ends_does_not_become_a_cheaper_plan(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    billing.change("pro")
+    billing.cancel_in_portal()
+    subscription = billing.sync()["subscription"]
+    assert (subscription["pending_change"], subscription["renews_at"]) == (None, None)
+    billing.pass_time(datetime.fromisoformat(subscription["ends_at"]) - billing.world.now + timedelta(hours=2))
+    assert billing.sync()["subscription"]["state"] == "canceled"
+
+
+@pytest.mark.parametrize(("wish", "effect"), [("pro", "at_period_end"), ("team", "keep"), ("free", "none")])
+def test_after_an_end_in_the_portal_any_wish_is_heard(billing: BillingFunction, wish: str, effect: str) -> None:
+    billing.subscribe("team")
+    billing.change("pro")
+    billing.cancel_in_portal()
+    assert billing.change(wish).body["effect"] == effect
+    billing.pass_time(MONTH)
+    assert billing.sync()["plan"]["id"] == wish
+
+
 def test_a_change_that_was_forgotten_does_not_come(billing: BillingFunction) -> None:
     billing.subscribe("team")
     billing.change("pro")

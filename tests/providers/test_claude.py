@@ -69,6 +69,28 @@ def raw(data: bytes, *, reset: bool = False) -> Callable[[socket.socket, bytes],
 
 
 class TestWhatIsSent:
+    def test_what_is_to_do_meanwhile_is_done_when_the_request_is_out_and_before_its_answer(self) -> None:
+        seen: list[str] = []
+
+        def behave(connection: socket.socket, request: bytes) -> None:
+            seen.append("arrived")
+            while "meanwhile" not in seen:
+                time.sleep(0.001)
+            connection.sendall(answer(b"{}"))
+
+        with ScriptedServer(behave) as server, api_for(server.url) as (api, _):
+            found = api.send(MODELS, 5, lambda: seen.append("meanwhile"))
+            seen.append("head")
+            drain(found, 5)
+        assert sorted(seen[:2]) == ["arrived", "meanwhile"]
+        assert seen[2] == "head"
+
+    def test_nothing_is_done_meanwhile_when_the_request_did_not_get_out(self) -> None:
+        seen: list[str] = []
+        with api_for("http://127.0.0.1:1") as (api, _), pytest.raises(UpstreamNotReachedError):
+            api.send(MODELS, 5, lambda: seen.append("meanwhile"))
+        assert seen == []
+
     def test_the_request_goes_out_as_given_with_our_key_in_place(self) -> None:
         with ScriptedServer(answer(b"{}")) as server, api_for(server.url + "/prefix") as (api, _):
             headers = HEADERS | {"anthropic-beta": "a,b"}

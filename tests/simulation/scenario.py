@@ -390,9 +390,13 @@ def _as_sold(rng: random.Random, plan: Plan, thirsty: bool) -> Plan:
     if thirsty and quota is not None and plan.pool_tokens is None:
         plan = replace(plan, quota_kind=QuotaKind.SOFT, quota_tokens=quota // 8, overage_cap_tokens=quota)
     soft, quota = plan.overage_cap_tokens > 0, plan.quota_tokens
+    kind = rng.choice([plan.period_kind, PeriodKind.CALENDAR_MONTH, PeriodKind.ANCHORED_MONTH])
+    # By a generator of its own: the seeds that are known to catch a mutant stay what they are.
+    if random.Random(f"{plan.id} {quota}").random() < 0.1:
+        kind = PeriodKind.EVERY_30_DAYS
     return replace(
         plan,
-        period_kind=rng.choice([plan.period_kind, *PeriodKind]),
+        period_kind=kind,
         overage_price_microusd_per_1k_tokens=rng.choice([20_000, 15_000, 7_001, 0]) if soft else 0,
         overage_opt_in=soft and rng.random() < 0.25,
         trial_quota_tokens=None if quota is None or rng.random() < 0.5 else quota // 4,

@@ -57,12 +57,13 @@ class Standings:
         return number(self.profiles[pk], "plan_version") if pk in self.profiles else 0
 
     def series(self, pk: str) -> list[tuple[PeriodKind, datetime]]:
-        """Every way in which months were ever counted for this user."""
+        """Every way in which periods were ever counted for this user."""
         home = self.homes[pk]
         anchors = {home, *(one.anchor_at for one in self.sold[pk] if one.anchor_at is not None)}
         return [
             (PeriodKind.CALENDAR_MONTH, home),
             *((PeriodKind.ANCHORED_MONTH, anchor_at) for anchor_at in sorted(anchors)),
+            *((PeriodKind.EVERY_30_DAYS, anchor_at) for anchor_at in sorted(anchors)),
         ]
 
     def is_newest(self, pk: str) -> bool:
@@ -159,7 +160,7 @@ class Standings:
         if number(new, "plan_version") != self.version(pk):
             self.report("stale_plan", f"{sk} created on {new['plan_version']}, {pk} has {self.version(pk)}")
         if not self._was_given(pk, UsagePeriod(_instant(new, "start_at"), _instant(new, "end_at"))):
-            self.report("no_second_quota", f"{pk} {sk}: no month of this user begins then")
+            self.report("no_second_quota", f"{pk} {sk}: no period of this user begins then")
         owed.quota, owed.price = self._quota_and_price(pk)
         self._check_figures(pk, sk, new, owed.quota)
 

@@ -192,6 +192,13 @@ class BillingFunction:
         form = {"plan": plan, "preview": preview} | ({} if interval is None else {"interval": interval})
         return self.ask("POST", "/billing/change-plan", form, user=user)
 
+    def cancel_in_portal(self, user: str = "") -> None:
+        """As the user clicks it there."""
+        assert self.ask("POST", "/billing/portal", {"return_url": RETURN_URL}, user=user).status == 201
+        [subscription] = self.subscriptions_alive(user)
+        visits = [one["id"] for one in self.of_customer("billing_portal.session", user)]
+        self.world.portal.cancel(visits[-1], subscription["id"])
+
     def sync(self, user: str = "") -> Any:  # noqa: ANN401
         """What a webhook would lead to; the status then."""
         self.app.api.tools.plans._sync.sync("main", user or self.ada)

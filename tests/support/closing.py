@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -10,7 +11,7 @@ from tests.simulation.memory_table import Answer, MemoryTable
 from tests.support.ledger_world import Counting, an_ask
 from tests.support.request_records import a_record
 from tests.support.scripted_dynamodb import ScriptedClient
-from tollgate.catalog.loader import Catalog, load_catalog
+from tollgate.catalog.loader import load_catalog
 from tollgate.domain.ledger import Grant, Meter, Settlement
 from tollgate.domain.principals import Account, Profile
 from tollgate.domain.tokens import TokenCounts
@@ -101,6 +102,13 @@ class ClosingWorld:
     def turn_to(self, now: datetime) -> None:
         self.seconds = now.timestamp()
 
+    def copy(self) -> ClosingWorld:
+        """The same world once more: stored items are replaced, never changed, so they may be shared."""
+        other = ClosingWorld(self.now)
+        other.memory.partitions = {pk: dict(partition) for pk, partition in self.memory.partitions.items()}
+        other.ids = deepcopy(self.ids)
+        return other
+
     def new_table(self) -> Table:
         """Another process's."""
         return Table(cast("Any", KillingClient(self.memory, self.now_seconds)), "t")
@@ -147,16 +155,17 @@ class ClosingWorld:
 
     # ---- the job
 
-    def closer(self, catalog: Catalog = CATALOG) -> PeriodCloser:
+    def roll_ups(self) -> UsageRollUps:
+        return UsageRollUps(Requests(self.table), DayRollUps(self.table), Meters(self.table), CATALOG, self, self.ids)
+
+    def closer(self) -> PeriodCloser:
         return PeriodCloser(
             meters=Meters(self.table),
             ledger=Ledger(Meters(self.table), self, self.ids),
-            roll_ups=UsageRollUps(
-                Requests(self.table), DayRollUps(self.table), Meters(self.table), catalog, self, self.ids
-            ),
+            roll_ups=self.roll_ups(),
             summaries=PeriodSummaries(self.table),
             users=Users(self.table),
-            catalog=catalog,
+            catalog=CATALOG,
             clock=self,
             journal=self.journal,
             hand_over_overage=lambda meter: self.handed_over.append((meter.key.user_id, meter.overage_nanousd)),

@@ -35,7 +35,7 @@ ARCHITECTURE = {"aarch64": "arm64", "arm64": "arm64"}.get(platform.machine(), "x
 SOURCES = ("template.yaml", "samconfig.toml", "layers", "functions")
 LAYER_MEGABYTES_AT_MOST = {"CoreLayer": 85, "StreamRuntimeLayer": 4}
 """A cold start loads them: growth should be somebody's decision."""
-HEAVY = {"anthropic", "moto", "typer", "rich"}
+HEAVY = {"anthropic", "hypothesis", "litellm", "moto", "psutil", "pytest", "rich", "typer", "uvicorn"}
 """Not in the core layer: nothing that is deployed needs them."""
 
 
@@ -150,6 +150,19 @@ def test_layers_hold_what_is_needed_and_no_more(built: Built) -> None:
         size = sum(path.stat().st_size for path in (built.folder / name).rglob("*") if path.is_file())
         say(f"{name}: {size / 1e6:.1f} MB")
         assert size < limit * 1_000_000, name
+
+
+def test_nothing_is_deployed_that_only_develops_or_documents(built: Built) -> None:
+    """Each function is its handler; layers are our package and what it imports."""
+    for name in resources_of(TEMPLATE, "AWS::Serverless::Function"):
+        files = {path.name for path in (built.folder / name).rglob("*.py")}
+        assert files == {"app.py"}, name
+        assert {path.suffix for path in (built.folder / name).rglob("*") if path.is_file()} == {".py", ".pyc"}, name
+    for layer in resources_of(TEMPLATE, "AWS::Serverless::LayerVersion"):
+        names = {path.name for path in (built.folder / layer / "python").iterdir()}
+        assert not names & {"bench", "dev", "docs", "events", "functions", "tests", "tollgate_cli", "examples"}, layer
+        assert not list((built.folder / layer).rglob("*.min.*")), layer
+    assert not (built.folder / "CoreLayer" / "python" / "boto3" / "examples").exists()
 
 
 def test_clients_of_every_kept_service_can_be_made_from_the_pruned_layer(built: Built) -> None:

@@ -92,6 +92,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
             "dynamodb:ConditionCheckItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
+            "dynamodb:Query",
             "dynamodb:UpdateItem",
         },
         f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},
@@ -122,8 +123,10 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
         "<UsageResetLogGroup.Arn>": LOGS,
         TABLE: {
             "dynamodb:ConditionCheckItem",
+            "dynamodb:DeleteItem",
             "dynamodb:GetItem",
             "dynamodb:PutItem",
+            "dynamodb:Query",
             "dynamodb:UpdateItem",
         },
         f"{SSM}/stripe-secret-key": {"ssm:GetParameters"},

@@ -40,6 +40,7 @@ from tollgate.flows.end_billing import end_billing
 from tollgate.flows.key_use import KeyUses
 from tollgate.flows.ledger import Ledger
 from tollgate.flows.note_activity import ActivityNotes
+from tollgate.flows.note_overage import OverageNotes
 from tollgate.flows.notices import UsageThresholds
 from tollgate.flows.open_door import Doorkeeper
 from tollgate.flows.personal_data import PersonalData
@@ -58,6 +59,7 @@ from tollgate.storage.activity import Activity
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
 from tollgate.storage.notices import Notices
+from tollgate.storage.overage import OverageAccounts, OverageMarks
 from tollgate.storage.preferences import Preferences
 from tollgate.storage.rate_limits import RateLimits
 from tollgate.storage.requests import Requests
@@ -70,6 +72,8 @@ from tollgate.telemetry import Telemetry
 if TYPE_CHECKING:
     from tollgate.flows.close_period import PeriodCloser
     from tollgate.flows.deliver_notices import NoticeDelivery, Webhook
+    from tollgate.flows.message_calls import Standing
+    from tollgate.flows.report_overage import DueOverageReport, OverageReporter
     from tollgate.flows.roll_up_usage import UsageRollUps
     from tollgate.flows.usage_reports import UsageReports
 
@@ -531,7 +535,6 @@ def build_operator_webhook(
 
 def build_closer(table: Table, ledger: Ledger, catalog: Catalog, clock: Clock, telemetry: Telemetry) -> PeriodCloser:
     from tollgate.flows.close_period import PeriodCloser  # noqa: PLC0415  not at the start of the claude function
-    from tollgate.storage.overage import OverageMarks  # noqa: PLC0415
     from tollgate.storage.period_summaries import PeriodSummaries  # noqa: PLC0415
 
     marks = OverageMarks(table)
@@ -578,7 +581,6 @@ def build_reporter(
     """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
     from tollgate.flows.report_overage import OverageReporter  # noqa: PLC0415  not at the start of the claude function
     from tollgate.providers.stripe_meter import StripeMeter  # noqa: PLC0415
-    from tollgate.storage.overage import OverageAccounts  # noqa: PLC0415
 
     parameter = needed(settings.stripe_secret_key_parameter)
     billing = load_catalog(settings.catalog_name).billing
@@ -597,12 +599,9 @@ def build_reporter(
     )
 
 
-def build_overage_run(
-    reporter: OverageReporter, table: Table, report: Report
-) -> Callable[[float], DueOverageReport]:
+def build_overage_run(reporter: OverageReporter, table: Table, report: Report) -> Callable[[float], DueOverageReport]:
     """The part of the scheduled job that reports overage, until the instant that it is given."""
     from tollgate.flows.report_overage import report_due_overage  # noqa: PLC0415  not at the start of the claude function
-    from tollgate.storage.overage import OverageAccounts, OverageMarks  # noqa: PLC0415
 
     accounts, marks = OverageAccounts(table), OverageMarks(table)
     return lambda deadline_at_seconds: report_due_overage(

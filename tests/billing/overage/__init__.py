@@ -1,1 +1,1 @@
-"""Overage to invoices: the real reporter, Stripe's double and an exact table, in a world where everything goes wrong."""
+"""Overage to invoices: the real reporter, Stripe's double and an exact table, where everything goes wrong."""

@@ -183,7 +183,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a duplicate is a success",
         PROVIDER,
         "def send(",
-        "if _SAME_IDENTIFIER not in (error.user_message or ""):",
+        "if _SAME_IDENTIFIER not in (error.user_message or ):",
         "if True:",
         200,
     ),

@@ -105,7 +105,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         summary_lag_seconds=rng.choice((0, 60, 180)),
         clock_error_seconds=rng.choice((0.0, 2.0)),
         calm_endings=rng.random() < 0.5,
-        often_seconds=rng.choice((5 * MINUTE, 10 * MINUTE, HOUR)),
+        often_seconds=rng.choice((8 * MINUTE, 20 * MINUTE, HOUR)),
         opens_with=rng.choice(("subscription",) * 7 + ("trial", "gift")),
     )
 

@@ -1,4 +1,4 @@
-"""Between the reporter and Stripe: what H3's wire does, and outages, delays, second copies, and the meter's one lock."""
+"""Between the reporter and Stripe: the wire of the other runs, outages, delays, second copies, the meter's one lock."""
 
 from __future__ import annotations
 

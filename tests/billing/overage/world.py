@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -56,7 +57,7 @@ MOST_ATTEMPTS = 8
 TIMEOUT_SECONDS = 290.0
 LONGEST_FREEZE = 150.0
 FINAL = ("open", "paid", "uncollectible", "void")
-SYNCED = ("customer.subscription", "invoice.created", "invoice.finalized", "invoice.paid", "invoice.payment_failed")
+SYNCED = ("customer.subscription", "invoice.created", "invoice.finalized")
 FOLLOWED = ("invoice.created", "invoice.finalized", "customer.subscription.deleted")
 
 
@@ -212,7 +213,7 @@ class OverageWorld:
 
     def _open(self) -> None:
         self.catch_up()
-        self.actions._make_prices()  # noqa: SLF001  one world's beginning is the other's
+        self.actions._make_prices()
         plan_id = "pro" if self.scenario.opens_with == "gift" else "free"
         self.actions.users.create_profile(Profile(TENANT, USER, plan_id, 1, START - timedelta(days=40)))
         if self.scenario.opens_with == "gift":
@@ -239,7 +240,7 @@ class OverageWorld:
             self.catch_up()
             self._break_things()
             self._close_periods()
-            for _ in range(self.scenario.concurrent):
+            for _ in range(1 if self.settling else self.scenario.concurrent):
                 self.start("hourly", self._hourly)
             often = self.scenario.often_seconds if self.goes_wrong() else HOUR
             later = self.hub.now + (often if self._near_an_end() else self.rng.uniform(6, 30) * HOUR)
@@ -376,20 +377,22 @@ class OverageWorld:
             self.seen["late_events"] += 1
             delay = self.rng.choice((HOUR, 5 * HOUR, 40 * HOUR)) * self.rng.random()
         self._wake_at_finalization(event)
-        for _ in range(self.scenario.concurrent):
-            self.hub.after(delay, partial(self._deliver, event, 1))
+        copies = self.scenario.concurrent if event.type in FOLLOWED and not self.settling else 1
+        for copy in range(copies):
+            self.hub.after(delay, partial(self._deliver, event, 1, syncs=copy == 0))
 
     def _wake_at_finalization(self, event: StripeEvent) -> None:
         """Stripe's clock stands still while nobody asks: it must not, when an invoice becomes final."""
         if event.type == "invoice.created":
             self.hub.after(HOUR + 1, self.catch_up)
 
-    def _deliver(self, event: StripeEvent, attempt: int) -> None:
+    def _deliver(self, event: StripeEvent, attempt: int, *, syncs: bool) -> None:
         done = [False]
 
         def body(container: Container) -> None:
             try:
-                container.sync.sync(TENANT, USER)
+                if syncs:
+                    container.sync.sync(TENANT, USER)
                 if event.type in FOLLOWED:
                     container.follower.follow(event, TENANT, USER)
             except TollgateError as error:
@@ -400,18 +403,18 @@ class OverageWorld:
         def check() -> None:
             if not done[0] and attempt < MOST_ATTEMPTS:
                 wait = self.rng.choice((1.0, 10.0)) * 60 * attempt if self.goes_wrong() else 60
-                self.hub.after(wait, partial(self._deliver, event, attempt + 1))
+                self.hub.after(wait, partial(self._deliver, event, attempt + 1, syncs=syncs))
 
         self.start(f"event {event.type}.{attempt}", body)
         self.hub.after(200, check)
 
     def send_later(self, text: str, delay_seconds: int) -> None:
         assert 0 <= delay_seconds <= 900
-        event = event_of_message(__import__("json").loads(text))
+        event = event_of_message(json.loads(text))
         assert event.reaction is not None
         assert event.reaction.action in tuple(Action)
         self.seen["looks_again"] += 1
-        self.hub.after(delay_seconds, partial(self._deliver, event, 1))
+        self.hub.after(delay_seconds, partial(self._deliver, event, 1, syncs=False))
 
     # ---- what the user and the operator do
 
@@ -514,7 +517,7 @@ class OverageWorld:
         }
         return [
             line
-            for line in self.stripe.invoices._lines[invoice["id"]]  # noqa: SLF001  all of them, not a page
+            for line in self.stripe.invoices._lines[invoice["id"]]
             if line["pricing"] is not None and line["pricing"]["price_details"]["price"] in metered
         ]
 

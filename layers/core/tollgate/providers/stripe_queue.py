@@ -41,7 +41,10 @@ class EventQueue:
         self._url = url
 
     def send(self, text: str, delay_seconds: int = 0) -> None:
-        """Keep a message durably, and give it to nobody for so long (900 at most). Raises StoreUnavailableError, also when our role or the address is wrong."""
+        """Keep a message durably, and give it to nobody for so long (900 at most).
+
+        Raises StoreUnavailableError, also when our role or the address is wrong.
+        """
         try:
             self._client.send_message(QueueUrl=self._url, MessageBody=text, DelaySeconds=delay_seconds)
         except (BotoCoreError, ClientError) as error:

@@ -183,7 +183,7 @@ class OverageMarks:
         self._table = table
 
     def put(self, tenant_id: str, user_id: str, period_id: str, now: datetime) -> None:
-        """Note that a user is to be looked at. Again and again is harmless."""
+        """Note that a user is to be looked at. Again and again is harmless; an older mark replaces no newer one."""
         shard = crc32(user_id.encode()) % SHARDS
         item = attributes(
             PK=f"DUE#OVERAGE#{shard}",
@@ -194,8 +194,17 @@ class OverageMarks:
             marked_ms=_milliseconds(now),
             expires_at=epoch_seconds(now + MARKS_KEPT),
         )
-        with store_outages():
-            self._table.client.put_item(TableName=self._table.name, Item=item)
+        try:
+            with store_outages():
+                self._table.client.put_item(
+                    TableName=self._table.name,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(PK) OR marked_ms < :marked",
+                    ExpressionAttributeValues={":marked": n(_milliseconds(now))},
+                )
+        except ClientError as error:
+            if not condition_failed(error):
+                raise
 
     def list_shard(self, shard: int) -> Iterator[DueOverage]:
         """Access pattern: all marks of one shard, paged (consistent: a mark is never passed over)."""

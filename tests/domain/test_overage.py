@@ -1,0 +1,224 @@
+"""Overage as money: windows, their stamps and names, and what each of them should say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tollgate.domain.ledger import Meter, MeterKey
+from tollgate.domain.overage import (
+    IDENTIFIER_AT_MOST,
+    LINE_WAIT,
+    UNIT_NANOUSD,
+    BilledLine,
+    MeteredItem,
+    OverageAccount,
+    Span,
+    Window,
+    book,
+    count_old,
+    follow,
+    put_aside,
+    targets,
+    uncounted,
+    write_off_late,
+)
+from tollgate.domain.periods import UsagePeriod
+
+START = datetime(2026, 11, 20, 9, 0, 17, tzinfo=UTC)
+END = datetime(2026, 12, 20, 9, 0, 17, tzinfo=UTC)
+NEXT_END = datetime(2027, 1, 20, 9, 0, 17, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+WINDOW = Window("sub_1", "cus_1", START, END)
+NEXT = Window("sub_1", "cus_1", END, NEXT_END)
+ACCOUNT = OverageAccount("main", "ada", spans=(Span(START),), windows=(WINDOW,))
+
+
+def a_meter(start_at: datetime, end_at: datetime, nanousd: int) -> Meter:
+    return Meter(
+        key=MeterKey("main", "ada", UsagePeriod(start_at, end_at)),
+        quota_tokens=0,
+        overage_cap_tokens=0,
+        remaining_tokens=0,
+        settled_tokens=0,
+        written_off_tokens=0,
+        quota_requests=0,
+        remaining_requests=0,
+        open_count=0,
+        rate_tat_ms=0,
+        plan_id="pro",
+        plan_version=1,
+        banked_nanousd=nanousd,
+    )
+
+
+def an_item(start_at: datetime, end_at: datetime, subscription_id: str = "sub_1") -> MeteredItem:
+    return MeteredItem(subscription_id, "cus_1", START, start_at, end_at)
+
+
+def a_line(start_at: datetime, end_at: datetime, quantity: int, *, final: bool = True) -> BilledLine:
+    return BilledLine(f"in_{quantity}", "sub_1", start_at, end_at, quantity, final)
+
+
+# ---- messages
+
+
+def test_an_identifier_names_value_and_attempt_and_is_short_enough() -> None:
+    told = WINDOW.told(7, START + MINUTE)
+
+    assert told.identifier("prod") == "prod:cus_1:2026-11-20T090017Z:7:1"
+    assert told.told(7, END).identifier("prod") != told.identifier("prod")
+    assert replace(told, value=8).identifier("prod") != told.identifier("prod")
+    long = replace(told, customer_id="c" * 200, value=10**14)
+    other = replace(long, customer_id="d" * 200)
+    assert len(long.identifier("prod")) <= IDENTIFIER_AT_MOST
+    assert long.identifier("prod") != other.identifier("prod")
+
+
+@pytest.mark.parametrize(
+    ("now", "stamp"),
+    [
+        (START + 2 * MINUTE - SECOND, None),
+        (START + 2 * MINUTE, START + MINUTE),
+        (START + 3 * MINUTE, START + 2 * MINUTE),
+        (END - 15 * MINUTE, END - 16 * MINUTE),
+        (END + timedelta(minutes=40), END - 15 * MINUTE),
+        (END + timedelta(days=33), END - 15 * MINUTE),
+        (END + timedelta(days=35), None),
+    ],
+)
+def test_a_stamp_is_inside_the_window_and_a_minute_old(now: datetime, stamp: datetime | None) -> None:
+    assert WINDOW.next_stamp(now) == stamp
+
+
+@pytest.mark.parametrize(("last", "fits"), [(63, True), (62, True), (61, False)])
+def test_stamps_increase_until_the_last_minute(last: int, fits: bool) -> None:
+    window = WINDOW.told(1, END - timedelta(seconds=last))
+    stamp = window.next_stamp(END + MINUTE)
+
+    assert (stamp is not None) == fits
+    assert stamp is None or stamp == END - timedelta(seconds=last - 1)
+
+
+# ---- what windows should say
+
+
+@pytest.mark.parametrize(("nanousd", "units"), [(UNIT_NANOUSD - 1, 0), (UNIT_NANOUSD, 1), (UNIT_NANOUSD + 1, 1)])
+def test_a_value_is_in_whole_units_rounded_down(nanousd: int, units: int) -> None:
+    assert targets(ACCOUNT, [a_meter(START, END, nanousd)]) == (units,)
+
+
+def test_what_is_less_than_a_unit_is_not_lost_but_waits_for_the_next_period() -> None:
+    account = replace(ACCOUNT, windows=(WINDOW, NEXT))
+    meters = [a_meter(START, END, UNIT_NANOUSD * 3 // 2), a_meter(END, NEXT_END, UNIT_NANOUSD // 2)]
+
+    assert targets(account, meters) == (1, 1)
+
+
+def test_late_usage_is_carried_into_the_next_window() -> None:
+    billed = book(replace(ACCOUNT, windows=(WINDOW, NEXT)), [a_line(START, END, 10)], END).account
+
+    assert billed.windows == (NEXT,)
+    assert targets(billed, [a_meter(START, END, 25 * UNIT_NANOUSD)]) == (15,)
+
+
+def test_what_was_billed_too_much_is_made_good_by_the_next_window() -> None:
+    billed = book(replace(ACCOUNT, windows=(WINDOW, NEXT)), [a_line(START, END, 30)], END).account
+    meters = [a_meter(START, END, 25 * UNIT_NANOUSD), a_meter(END, NEXT_END, 8 * UNIT_NANOUSD)]
+
+    assert targets(billed, meters[:1]) == (0,)
+    assert targets(billed, meters) == (3,)
+
+
+def test_late_usage_can_be_written_off_and_is_seen() -> None:
+    billed = book(replace(ACCOUNT, windows=(WINDOW, NEXT)), [a_line(START, END, 10)], END).account
+    meters = [a_meter(START, END, 25 * UNIT_NANOUSD), a_meter(END, NEXT_END, 5 * UNIT_NANOUSD)]
+    forgiven = write_off_late(billed, meters)
+
+    assert forgiven.written_off_units == 15
+    assert targets(forgiven, meters) == (5,)
+    assert write_off_late(forgiven, meters) == forgiven
+
+
+def test_an_open_invoice_is_not_forgiven() -> None:
+    account = replace(ACCOUNT, windows=(WINDOW, NEXT), closed_through_at=START)
+
+    assert write_off_late(account, [a_meter(START, END, 25 * UNIT_NANOUSD)]).written_off_units == 0
+
+
+# ---- windows
+
+
+def test_a_renewal_adds_a_window_and_a_new_anchor_cuts_the_old_one() -> None:
+    renewed = follow(ACCOUNT, an_item(END, NEXT_END), END + MINUTE)
+    moved_at = START + timedelta(days=3)
+    moved = follow(ACCOUNT, an_item(moved_at, moved_at + timedelta(days=30)), moved_at + MINUTE)
+
+    assert [(one.start_at, one.end_at) for one in renewed.windows] == [(START, END), (END, NEXT_END)]
+    assert [one.end_at for one in moved.windows] == [moved_at, moved_at + timedelta(days=30)]
+
+
+def test_a_line_is_counted_once() -> None:
+    line = a_line(START, END, 10)
+    once = book(ACCOUNT, [line], END).account
+    twice = book(once, [line], END)
+
+    assert (once.billed_units, twice.account.billed_units, twice.new_lines) == (10, 10, ())
+
+
+def test_a_draft_counts_nothing_and_tells_where_its_window_ended() -> None:
+    ended_at = START + timedelta(days=3)
+    booked = book(ACCOUNT, [a_line(START, ended_at, 10, final=False)], END)
+
+    assert (booked.account.billed_units, booked.account.windows[0].end_at) == (0, ended_at)
+    assert booked.drafts == {START}
+
+
+@pytest.mark.parametrize(("late", "kept"), [(-SECOND, 1), (timedelta(), 1), (SECOND, 0)])
+def test_a_window_without_an_invoice_is_given_up_after_days(late: timedelta, kept: int) -> None:
+    booked = book(ACCOUNT, [], END + LINE_WAIT + late)
+
+    assert (len(booked.account.windows), len(booked.unbilled)) == (kept, 1 - kept)
+
+
+def test_a_period_that_ended_unseen_is_told_while_its_invoice_is_a_draft() -> None:
+    booked = book(replace(ACCOUNT, windows=(NEXT,)), [a_line(START, END, 0, final=False)], END + MINUTE)
+
+    assert [one.start_at for one in booked.account.windows] == [START, END]
+    assert targets(booked.account, [a_meter(START, END, 5 * UNIT_NANOUSD)]) == (5, 0)
+
+
+# ---- what nobody can bill
+
+
+def test_overage_that_no_subscription_covers_is_never_billed() -> None:
+    gift = a_meter(START - timedelta(days=30), START, 9 * UNIT_NANOUSD)
+    seen = put_aside(OverageAccount("main", "ada"), [gift])
+    subscribed = put_aside(follow(seen, an_item(START, END), START + MINUTE), [gift])
+
+    assert (subscribed.all_unbillable_nanousd, targets(subscribed, [gift])) == (9 * UNIT_NANOUSD, (0,))
+
+
+def test_what_an_ended_subscription_still_owes_is_billed_by_the_next_one() -> None:
+    ended = follow(book(ACCOUNT, [a_line(START, END, 10)], END).account, None, END + MINUTE)
+    meters = [a_meter(START, END, 25 * UNIT_NANOUSD)]
+    back_at = END + timedelta(days=40)
+    item = MeteredItem("sub_2", "cus_1", back_at, back_at, back_at + timedelta(days=30))
+    back = put_aside(follow(ended, item, back_at + MINUTE), meters)
+
+    assert ended.open_nanousd(meters) == 15 * UNIT_NANOUSD
+    assert targets(back, meters) == (15,)
+
+
+def test_old_periods_are_added_up_once() -> None:
+    meters = [a_meter(START, END, 25 * UNIT_NANOUSD)]
+    account = replace(ACCOUNT, windows=(NEXT,))
+    young = count_old(account, meters, END + timedelta(days=5) - SECOND)
+    old = count_old(account, meters, END + timedelta(days=5))
+
+    assert (young.counted_nanousd, old.counted_nanousd) == (0, 25 * UNIT_NANOUSD)
+    assert uncounted(old, meters) == ()
+    assert targets(old, uncounted(old, meters)) == targets(account, meters)
