@@ -15,10 +15,10 @@ uv     := $(venv)/uv
 # Byte code at install time: every function process of the local stack starts two to three times faster.
 sync   := $(uv) pip install --quiet --compile-bytecode --require-hashes --python
 
-.PHONY: help dev test check format simulate bench soak build deploy lock docs clean
+.PHONY: help dev test check format simulate bench soak bench-reset build deploy lock docs clean
 
 help:  ## list the tasks
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
 
 dev:  ## run the whole product on this machine, no account needed (PORT=8787, 0 = any free)
 	@$(MAKE) --no-print-directory --jobs 2 .venv/command.stamp .dev/engines.stamp
@@ -48,6 +48,9 @@ bench: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp .dev/sam.stamp .d
 
 soak: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp  ## an hour's worth of traffic in ten minutes (SECONDS=600)
 	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench.soak --seconds $(SECONDS)
+
+bench-reset: .venv/test.stamp .dev/dynoxide.stamp  ## what the scheduled job costs with a million users; results in bench/results
+	PYTHONPATH=layers/core $(venv)/python -m bench.usage_reset
 
 build: .venv/test.stamp .dev/sam.stamp  ## sam build, then byte code into the layers
 	$(venv)/python -m dev.packaging build

@@ -75,13 +75,26 @@ def test_without_litellm_the_page_says_why(root: Path) -> None:
     assert "LiteLLM" not in page.PLOTS["benchmarks/cpu.svg"](root)
 
 
-def test_results_of_others_become_tables(root: Path) -> None:
-    keep(root, "usage_reset", {"measured_on": "m", "rows": [{"users": 1_000, "seconds": 1.5}]})
-    keep(root, "chaos", {"measured_on": "m", "kills": 1_000, "found": {"lost": 0}})
+def test_the_scheduled_job_is_shown_by_users_and_by_those_who_are_due(root: Path) -> None:
+    row = {"users": 1_000, "due_users": 100, "closed_periods": 100, "calls": {"Query": 3, "GetItem": 4}}
+    row |= {"items_read": 500, "read_units": 60, "write_units": 70, "seconds": 1.5}
+    keep(root, "usage_reset", {"measured_on": "m", "by_users": [row], "by_due_users": [row]})
+    assert page.page(root).count("| 1,000 | 100 | 100 | 7 | 500 | 60 | 70 | 1.5 |") == 2
+    ElementTree.fromstring(page.PLOTS["benchmarks/growth.svg"](root))
+
+
+def test_the_scorecard_of_the_chaos_suite_is_shown_with_what_was_wanted(root: Path) -> None:
+    card = {
+        "counts": {"kills": 1_234, "calls": 9},
+        "targets": {"kills": {"wanted": 1_000, "met": True}},
+        "found": {"billed_twice": 0},
+        "parts": {"kills": {"ran_at": "2026-11-20T10:20Z", "measured_on": "a machine"}},
+    }
+    keep(root, "chaos", card)
     text = page.page(root)
-    assert "| 1,000 | 1.5 |" in text
-    assert "| kills | 1,000 |" in text
-    assert "| found: lost | 0 |" in text
+    assert "*2026-11-20, a machine.*" in text
+    assert "| kills | 1,234 | 1,000 |" in text
+    assert "| billed twice | 0 |" in text
 
 
 def test_plots_are_well_formed_whatever_they_are_called() -> None:

@@ -38,6 +38,7 @@ KINDS = {
     "leak": "leaks",
     "cut": "cuts_booked_wrong",
     "webhook": "webhook_schedules_failed",
+    "fuzz": "fuzz_failures",
 }
 """Kind of violation to its name on the scorecard."""
 
@@ -89,7 +90,7 @@ def storm(
     say: Say,
 ) -> Part:
     """Rounds until so many kills and table faults have happened. One round is replayed by its own seed."""
-    part, began = _part("storm", seed), time.monotonic()
+    part, began = new_part("storm", seed), time.monotonic()
     with running_world(folder, slots=slots, seed=seed, mutant=mutant) as world:
         part.measured_on += f", table on {world.engine}, {slots} function processes"
         for number in range(most_rounds):
@@ -112,7 +113,7 @@ def _calls_of(seed: int) -> Callable[[int], Iterator[Call]]:
 
 def cuts(folder: Path, seed: int, *, slots: int, step: int = 1, line_ends: Iterable[str] = LINE_ENDS, say: Say) -> Part:
     """Every recorded stream cut after each byte (each `step`-th, beginning at `seed`), in every line end."""
-    part, began = _part("cuts", seed), time.monotonic()
+    part, began = new_part("cuts", seed), time.monotonic()
     calls = list(cut_calls(seed, step, line_ends))
     with running_world(folder, slots=slots, seed=seed) as world:
         part.measured_on += f", table on {world.engine}, {slots} function processes"
@@ -157,7 +158,7 @@ def _deal(calls: list[Call], slots: int) -> list[list[Call]]:
 
 def webhooks(seed: int, *, schedules: int, jobs: int, say: Say) -> Part:
     """Schedules of tests/billing: its own seeds, its own oracle."""
-    part, began = _part("webhooks", seed), time.monotonic()
+    part, began = new_part("webhooks", seed), time.monotonic()
     summary = Summary()
     for outcome in run_seeds(range(seed, seed + schedules), jobs=jobs):
         summary.add(outcome)
@@ -178,6 +179,7 @@ def _look_at_logs(world: World, part: Part) -> None:
     part.figures.update({f"told_{name}": number for name, number in world.told().items()})
 
 
-def _part(name: str, seed: int) -> Part:
+def new_part(name: str, seed: int) -> Part:
+    """Nothing run yet, on this machine, now."""
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     return Part(name, seed, machine, f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}")

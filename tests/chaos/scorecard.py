@@ -9,7 +9,13 @@ from typing import Any
 from tests.chaos.campaigns import KINDS, Part
 
 PATH = Path(__file__).resolve().parents[2] / "bench" / "results" / "chaos.json"
-TARGETS = {"kills": 1_000, "table_faults": 10_000, "stream_cuts": 10_000, "webhook_schedules": 10_000}
+TARGETS = {
+    "kills": 1_000,
+    "table_faults": 10_000,
+    "stream_cuts": 10_000,
+    "webhook_schedules": 10_000,
+    "fuzz_inputs": 100_000,
+}
 
 
 def write(part: Part, path: Path = PATH) -> None:
@@ -44,6 +50,7 @@ def _card(parts: dict[str, Any]) -> dict[str, Any]:
         "upstream_faults": total("storm", "upstream_") + total("cuts", "upstream_"),
         "stream_cuts": figure("cuts", "stream_cuts"),
         "webhook_schedules": figure("webhooks", "schedules"),
+        "fuzz_inputs": figure("fuzz", "inputs"),
     }
     found = dict.fromkeys(KINDS.values(), 0)
     for part in parts.values():

@@ -161,6 +161,15 @@ def test_a_renewal_adds_a_window_and_a_new_anchor_cuts_the_old_one() -> None:
     assert [one.end_at for one in moved.windows] == [moved_at, moved_at + timedelta(days=30)]
 
 
+def test_a_subscription_that_is_over_leaves_no_running_window() -> None:
+    seen_at = START + timedelta(days=3)
+    ended = follow(ACCOUNT, None, seen_at)
+    given_up = book(ended, [], seen_at + LINE_WAIT + SECOND)
+
+    assert ([one.end_at for one in ended.windows], ended.spans) == ([seen_at], (Span(START, seen_at),))
+    assert [one.start_at for one in given_up.unbilled] == [START]
+
+
 def test_a_line_is_counted_once() -> None:
     line = a_line(START, END, 10)
     once = book(ACCOUNT, [line], END).account

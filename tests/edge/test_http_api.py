@@ -185,9 +185,9 @@ def test_what_is_not_one_strict_json_object_is_invalid_json(send: Send, body: st
     refused(send("POST", "/orders", body), 400, "invalid_json")
 
 
-@pytest.mark.parametrize("broken", ["***", "\ud800"])
-def test_a_body_that_cannot_be_decoded_is_400(broken: str) -> None:
-    event = http_event("POST", "/orders", body=broken, isBase64Encoded=broken == "***")
+@pytest.mark.parametrize(("broken", "encoded"), [("***", True), ("é", True), ("\ud800", True), ("\ud800", False)])
+def test_a_body_that_cannot_be_decoded_is_400(broken: str, encoded: bool) -> None:
+    event = http_event("POST", "/orders", body=broken, isBase64Encoded=encoded)
     answer = some_api().handle(event, CONTEXT)
     assert (answer["statusCode"], json.loads(answer["body"])["error"]["type"]) == (400, "invalid_request_error")
 

@@ -36,8 +36,8 @@ from tollgate.domain.tokens import TokenCounts
 from tollgate.edge.errors import error_event
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.message_calls import MessageCall, Relayed, Standing
-from tollgate.flows.relay_message import SOFT_DEADLINE_SECONDS, MessageRelay
 from tollgate.flows.note_activity import ActivityNotes
+from tollgate.flows.relay_message import SOFT_DEADLINE_SECONDS, MessageRelay
 from tollgate.providers.claude import UpstreamLostError, UpstreamNotReachedError
 from tollgate.storage.activity import Activity
 from tollgate.storage.requests import RequestOutcome, Requests

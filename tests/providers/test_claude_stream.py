@@ -169,6 +169,17 @@ def test_an_event_of_ours_to_read_that_is_not_json_breaks_the_stream(data: bytes
     assert [type(each) for each in found] == [StreamBroken]
 
 
+def test_what_follows_a_broken_event_counts_in_no_chunk() -> None:
+    """Else the same answer is billed by its counts or by the plan's rule, as the network happens to cut it."""
+    broken = started() + b"event: message_delta\ndata: {\n\n"
+    whole, found = read(broken + ended() + STOP)
+    parts, _ = read(broken, ended() + STOP)
+    assert [type(each) for each in found] == [MessageStarted, StreamBroken]
+    assert whole.usage == parts.usage
+    assert not whole.usage_is_final
+    assert not whole.stopped
+
+
 @pytest.mark.parametrize(
     "usage", [None, [], "x", {"output_tokens": "9"}, {"output_tokens": True}, {"output_tokens": -1}]
 )

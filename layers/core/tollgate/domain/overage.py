@@ -195,9 +195,11 @@ class OverageAccount:
 
 def follow(account: OverageAccount, item: MeteredItem | None, now: datetime) -> OverageAccount:
     """The account with the windows that the subscription has by now; `item` None: there is no subscription."""
-    if item is None or item.start_at is None or item.end_at is None:
-        return replace(account, spans=_ended(account.spans, now))
     last = account.windows[-1] if account.windows else None
+    if item is None or item.start_at is None or item.end_at is None:
+        # It ended at some time before now; where an invoice bills it, that says when.
+        cut = account.windows[:-1] + tuple(replace(one, end_at=min(one.end_at, now)) for one in account.windows[-1:])
+        return replace(account, spans=_ended(account.spans, now), windows=cut)
     account = replace(account, spans=_covering(account.spans, item, last))
     start_at = max(item.start_at, account.closed_through_at or item.start_at)
     if start_at >= item.end_at:
@@ -208,8 +210,8 @@ def follow(account: OverageAccount, item: MeteredItem | None, now: datetime) -> 
     if start_at <= last.start_at:
         return replace(account, windows=(*account.windows[:-1], replace(last, end_at=item.end_at)))
     # Whatever moves the anchor ends the window early: its usage up to there was billed at that moment.
-    cut = replace(last, end_at=min(last.end_at, start_at))
-    return replace(account, windows=(*account.windows[:-1], cut, new))
+    ended = replace(last, end_at=min(last.end_at, start_at))
+    return replace(account, windows=(*account.windows[:-1], ended, new))
 
 
 def _ended(spans: tuple[Span, ...], now: datetime) -> tuple[Span, ...]:

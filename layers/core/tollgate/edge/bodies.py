@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ def body_of(event: Mapping[str, Any], most_bytes: int) -> bytes:
         _refuse_size(most_bytes)
     try:
         body = base64.b64decode(text, validate=True) if encoded else text.encode()
-    except (binascii.Error, UnicodeEncodeError) as error:
+    except ValueError as error:  # of base64 and of UTF-8, and what b64decode says of text that is not ASCII
         raise InvalidRequestError("The body could not be decoded.") from error
     if len(body) > most_bytes:
         _refuse_size(most_bytes)

@@ -137,6 +137,8 @@ class StreamReader:
                     self._measure(block)
             elif block:
                 found += self._read(block)
+                if self._broken:  # or the bill would depend on which events came in the same chunk
+                    return found
         return found + self._check_size() if len(rest) > MAX_EVENT_BYTES else found
 
     def _with_line_feeds(self, chunk: bytes) -> bytes:
