@@ -6,6 +6,7 @@ SHELL := /bin/sh
 PYTHON ?= python3
 PORT   ?= 8787
 SEEDS  ?= 100000
+INPUTS ?= 100000
 JOBS   ?= 2
 PARTS  ?=
 SECONDS ?= 600
@@ -15,7 +16,7 @@ uv     := $(venv)/uv
 # Byte code at install time: every function process of the local stack starts two to three times faster.
 sync   := $(uv) pip install --quiet --compile-bytecode --require-hashes --python
 
-.PHONY: help dev test check format simulate bench soak bench-reset build deploy lock docs clean
+.PHONY: help dev test check format simulate chaos fuzz bench soak bench-reset build deploy lock docs clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null || true
@@ -42,6 +43,12 @@ format: .venv/test.stamp  ## sort imports and lay out the code
 
 simulate: .venv/test.stamp  ## the ledger under every fault (SEEDS=100000 or A:B, JOBS=2)
 	$(venv)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
+
+chaos: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp  ## kill, cut, lose and double everything through sockets; results in bench/results
+	$(venv)/python -m tests.chaos --jobs $(JOBS)
+
+fuzz: .venv/test.stamp  ## a hundred thousand odd inputs for the data plane (INPUTS=100000)
+	$(venv)/python -m tests.fuzz --inputs $(INPUTS)
 
 bench: .venv/test.stamp .dev/engines.stamp .dev/dynoxide.stamp .dev/sam.stamp .dev/litellm.stamp  ## measure everything, against others too (PARTS=, about 15 minutes)
 	PYTHONPATH=layers/core:layers/stream_runtime $(venv)/python -m bench $(PARTS)

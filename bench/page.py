@@ -39,8 +39,9 @@ LIMITS: Final = """
 - **The upstream is a double** that answers at once. Against a model's half second to the first token, what any of these
   add is small; what the table compares is the work.
 - **LiteLLM ran without Postgres and Redis**, which a deployment with its own keys needs: its rows are kinder than that.
-  It does much that Tollgate does not (other providers, routing, retries), and one process of it serves all streams,
-  where a function needs one for each: in memory, it wins as soon as there are many.
+  Its own part that books real cost, which it registers only beside a database, was registered, or every request would
+  have used up its worst case. It does much that Tollgate does not (other providers, routing, retries), and one process
+  of it serves all streams, where a function needs one for each: in memory, it wins as soon as there are many.
 - **Load, targets and upstream shared the same cores.** From 64 streams on, times to the first token are mostly those of
   a full machine; processor time and memory are not touched by that.
 - **The quota's burst is one shape**: equal messages, all at the same moment, a known price. A prompt whose size only
@@ -363,7 +364,7 @@ def _if_measured(name: str, section: Callable[[_Results], str]) -> Callable[[_Re
 _growth = _if_measured(
     "usage_reset", _section("Closing periods, by users", "usage_reset", "`python -m bench.usage_reset`", _growth_body)
 )
-_chaos = _if_measured("chaos", _section("Under fire", "chaos", "`make chaos`", _chaos_body))
+_chaos = _if_measured("chaos", _section("Under fire", "chaos", "`python -m tests.chaos`", _chaos_body))
 
 
 # --- Plots ----------------------------------------------------------------------------------------------------------

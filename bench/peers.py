@@ -93,7 +93,7 @@ def _targets(around: Surroundings, stack: ExitStack, folder: Path, *, with_litel
         stack.callback(target.close)
         yield target
     if with_litellm:
-        proxy = LiteLlm(folder, around.upstream_port, {LITELLM_KEY: KeyBudget(max_budget=1e9)})
+        proxy = LiteLlm(folder, around.upstream_port, {LITELLM_KEY: KeyBudget(max_budget=1e9)}, books=True)
         stack.callback(proxy.close)
         server = Server(LITELLM, proxy.port, LITELLM_KEY, proxy.pid)
         stack.callback(server.close)

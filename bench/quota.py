@@ -91,7 +91,8 @@ def _litellm(around: Surroundings, folder: Path, size: Size, *, strict: bool) ->
     tokens = MESSAGES * (INPUT_TOKENS + OUTPUT_TOKENS)
     limits = {f"sk-tpm-{each}": KeyBudget(tpm_limit=tokens) for each in (OUTPUT_TOKENS, LOOSE_MAX_TOKENS)}
     with ExitStack() as stack:
-        proxy = LiteLlm(folder, around.upstream_port, {"sk-free": KeyBudget(), **budgets, **limits}, strict=strict)
+        keys = {"sk-free": KeyBudget(), **budgets, **limits}
+        proxy = LiteLlm(folder, around.upstream_port, keys, strict=strict, books=True)
         stack.callback(proxy.close)
         for name, keys in (("max_budget", budgets), ("tpm_limit", limits)):
             if strict and name == "tpm_limit":

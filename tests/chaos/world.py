@@ -257,7 +257,7 @@ def _judge_call(
         _judge_cut(call, found, booked, amount, books)
     read = exchange.whole and passed == found.final_tokens
     if read and by_owner and found.final_at is not None and booked != found.final_tokens:
-        books.report("conservation", call.id, f"{booked} booked for an answer of {found.final_tokens}")
+        books.report("conservation", call.id, f"{booked} booked for an answer of {found.final_tokens}: {held}")
 
 
 def _judge_cut(call: Call, found: Shape, booked: int, amount: int, books: Books) -> None:

@@ -94,7 +94,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "sum(window.value for window in account.windows[: len(new_lines)])",
         200,
     ),
-    _mutant("a window that is billed is left out of the next", DOMAIN, "def targets(", "+ sum(values)", "", 400),
     _mutant(
         "a new anchor ends the window",
         DOMAIN,

@@ -137,8 +137,8 @@ class StreamReader:
                     self._measure(block)
             elif block:
                 found += self._read(block)
-                if self._broken:  # or the bill would depend on which events came in the same chunk
-                    return found
+                if found and isinstance(found[-1], StreamBroken):
+                    return found  # or the bill would depend on which events came in the same chunk
         return found + self._check_size() if len(rest) > MAX_EVENT_BYTES else found
 
     def _with_line_feeds(self, chunk: bytes) -> bytes:

@@ -107,7 +107,8 @@ def _hour_pk(hour: datetime, shard: int) -> str:
 
 
 def _hour_text(hour: datetime) -> str:
-    return hour.astimezone(UTC).strftime("%Y-%m-%dT%H")
+    hour_utc = hour.astimezone(UTC)
+    return f"{hour_utc:%Y-%m-%dT%H}"
 
 
 def _swept_key(shard: int) -> dict[str, str]:

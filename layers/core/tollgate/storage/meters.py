@@ -950,8 +950,9 @@ def _ending_sk(key: MeterKey) -> str:
     return f"{_end_text(key.period.end_at)}#{key.tenant_id}#{key.user_id}"
 
 
-def _end_text(instant: datetime) -> str:
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _end_text(end_at: datetime) -> str:
+    end_utc = end_at.astimezone(UTC)
+    return f"{end_utc:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _index_values(key: MeterKey) -> dict[str, AttributeValueTypeDef]:
