@@ -427,7 +427,7 @@ def measure(engine: Engine, run: int, users: int, due_users: int) -> dict[str, A
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
     parser.add_argument("--users", type=int, default=1_000_000, help="most users to load")
-    parser.add_argument("--due", type=int, default=100, help="users due while all users grow")
+    parser.add_argument("--due", type=int, default=20, help="users due while all users grow")
     given = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:

@@ -399,7 +399,7 @@ PLAN_FAULTS = [
     ),
     pytest.param("max_api_keys = 3", "max_api_keys = 0", "plans.large", "issue_first_key", "no key", id="no key"),
     pytest.param(
-        '"anchored_month"', '"calendar_month"', "plans.large", "period_kind", "by invoice", id="two calendars"
+        '"anchored_month"', '"calendar_month"', "plans.large", "period_kind", "two quotas", id="two calendars"
     ),
     pytest.param("cents = 0", "cents = 0\nsold = true", "plans.small", "sold", "default plan", id="a gift for sale"),
     pytest.param("cents = 2_900", "cents = 0\nsold = true", "plans.large", "sold", "no price", id="sold for nothing"),

@@ -253,7 +253,8 @@ def build_auth() -> AuthTools:
     ledger = Ledger(meters, clock, SystemIds())
     # Read on their own, and only by who closes an account: a deployment that sells nothing need not have Stripe's key.
     stripe_names = (needed(settings.stripe_secret_key_parameter),)
-    stripe = build_stripe(settings, build_secrets(settings, session, stripe_names, clock, telemetry.report))
+    stripe_keys = build_secrets(settings, session, stripe_names, clock, telemetry.report)
+    stripe, flush = build_stripe(settings, stripe_keys), build_flush(settings, table, stripe_keys, clock, telemetry)
     subscriptions = Subscriptions(table)
     closer = AccountCloser(
         accounts,
@@ -262,7 +263,7 @@ def build_auth() -> AuthTools:
         preferences,
         pool,
         clock,
-        lambda tenant_id, user_id: end_billing(tenant_id, user_id, subscriptions, stripe),
+        lambda tenant_id, user_id: end_billing(tenant_id, user_id, subscriptions, stripe, flush),
     )
     return AuthTools(
         clock=clock,
@@ -431,7 +432,8 @@ def build_billing() -> BillingTools:
     pepper, stripe_key = needed(settings.key_pepper_parameter), needed(settings.stripe_secret_key_parameter)
     # Two readings: where one of the secrets is missing, what does not need it goes on.
     peppers = build_secrets(settings, session, (pepper,), clock, telemetry.report)
-    stripe = build_stripe(settings, build_secrets(settings, session, (stripe_key,), clock, telemetry.report))
+    stripe_keys = build_secrets(settings, session, (stripe_key,), clock, telemetry.report)
+    stripe = build_stripe(settings, stripe_keys)
     accounts, subscriptions, meters = build_accounts(settings, table, clock), Subscriptions(table), Meters(table)
     ledger, sync = Ledger(meters, clock, SystemIds()), build_sync(settings, table, stripe, clock, telemetry)
     default_plan_id = catalog.plan(settings.default_plan_id or catalog.default_plan_id).id
@@ -446,7 +448,16 @@ def build_billing() -> BillingTools:
         subscriptions=subscriptions,
         stripe=stripe,
         checkouts=Checkouts(subscriptions, stripe, sync, catalog, clock, SystemIds()),
-        plans=PlanChanger(subscriptions, stripe, sync, catalog, default_plan_id=default_plan_id),
+        plans=PlanChanger(
+            subscriptions,
+            stripe,
+            sync,
+            catalog,
+            clock,
+            SystemIds(),
+            build_flush(settings, table, stripe_keys, clock, telemetry),
+            default_plan_id=default_plan_id,
+        ),
         statuses=BillingStatuses(accounts, subscriptions, stripe, sync, meters, ledger, clock, telemetry.report),
         meters=meters,
         ledger=ledger,
@@ -597,6 +608,20 @@ def build_reporter(
         stack=settings.stage,
         late_usage=billing.late_usage,
     )
+
+
+def build_flush(
+    settings: Settings, table: Table, secrets_of: Secrets, clock: Clock, telemetry: Telemetry
+) -> Callable[[str, str], None]:
+    """Of a tenant's user; what does it is loaded for the first one. Needs what `build_reporter` needs."""
+
+    def flush(tenant_id: str, user_id: str) -> None:
+        from tollgate.flows.flush_overage import flush_overage  # noqa: PLC0415  few requests need it
+
+        reporter = build_reporter(settings, table, secrets_of, clock, telemetry)
+        flush_overage(tenant_id, user_id, reporter, telemetry.report)
+
+    return flush
 
 
 def build_overage_run(reporter: OverageReporter, table: Table, report: Report) -> Callable[[float], DueOverageReport]:

@@ -533,11 +533,10 @@ def _selling_contradictions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("overage_opt_in", "only a soft quota of tokens has overage; this plan has none"))
     if values["issue_first_key"] and not values["max_api_keys"]:
         found.append(("issue_first_key", "max_api_keys is 0, so there is no key to issue"))
-    if values["sold"] and has_overage and values["period_kind"] is not PeriodKind.ANCHORED_MONTH:
-        # An invoice bills the last value of its meter: a period that restarts within one would lose what came before.
-        found.append(("period_kind", "overage is billed by invoice, so a sold plan that has it needs anchored_month"))
-    elif values["sold"] and values["period_kind"] is PeriodKind.EVERY_30_DAYS:
+    if values["sold"] and values["period_kind"] is not PeriodKind.ANCHORED_MONTH:
+        # The first of a month, or the 31st day, may be any day of the month that is paid for. And an invoice bills the
+        # last value of its meter: a period that restarts within one would lose the overage that came before.
         found.append(
-            ("period_kind", "a sold plan is paid by the month, and 30 days would be 13 quotas for 12 payments")
+            ("period_kind", "one payment would open two quotas; a sold plan is paid by the month, so anchored_month")
         )
     return found

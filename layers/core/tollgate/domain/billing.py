@@ -82,11 +82,13 @@ class PlanChange:
     interval: Interval
     overage_lookup_key: str | None
     restarts: bool = False
-    """Paid periods begin anew now: the interval is another one."""
+    """Paid and usage periods begin anew now: the price is paid whole, less what is left of the old one's time."""
     ends_trial: bool = False
     """The new plan has no trial to go on with."""
     goes_on: bool = False
     """It was to end by itself, and shall not any more."""
+    paid_or_refused: bool = False
+    """Where the charge fails, PaymentFailedError and not a change that waits for its payment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ class Step(StrEnum):
     NONE = "none"
     """It is so already."""
     NOW = "now"
-    """More is bought: at once, and the difference is paid at once."""
+    """More is bought: at once, and paid at once."""
     AT_PERIOD_END = "at_period_end"
     """Less is bought, or nothing any more: what is paid for is kept until then."""
     KEEP = "keep"
@@ -37,6 +37,15 @@ def step_to(
     cheaper = current is not None and wanted.price_cents < current.price_cents
     shorter = subscription.interval is Interval.YEAR and interval is Interval.MONTH
     return Step.AT_PERIOD_END if cheaper or shorter else Step.NOW
+
+
+def restarts(step: Step, status: SubscriptionStatus) -> bool:
+    """Whether paid and usage periods begin anew: with all that comes at once, but in a trial, where nothing is paid.
+
+    Time is given back by its share of the period and a quota is not, so beside a quota that is added to the running
+    period it would be bought for what the period's last hour costs.
+    """
+    return step is Step.NOW and status is not SubscriptionStatus.TRIALING
 
 
 def may_change(status: SubscriptionStatus) -> bool:

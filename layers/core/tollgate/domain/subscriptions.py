@@ -70,6 +70,8 @@ class RemoteSubscription:
     """When it ends by itself (cancel_at, or the period's end with cancel_at_period_end)."""
     pending_plan_id: str | None = None
     """The plan that a schedule puts it on at `pending_at`."""
+    pending_interval: Interval | None = None
+    """How often that one is paid."""
     pending_at: datetime | None = None
     schedule_id: str | None = None
     owed_since_at: datetime | None = None
@@ -136,6 +138,9 @@ class Subscriber:
     """The first key was fetched; no other ever becomes due."""
     had_trial: bool = False
     """Each user has one, whatever becomes of it and of the customer at Stripe."""
+    changer: str | None = None
+    """Who has the turn to change the plan, which nobody else may before `changing_until_at`."""
+    changing_until_at: datetime | None = None
     synced_at: datetime | None = None
     check_at: datetime | None = None
     """When the hourly run looks at this subscriber by itself; None: nothing changes without an event."""

@@ -1,5 +1,8 @@
 """Another plan for a subscription that is there: dearer at once, cheaper when the paid period is over.
 
+What comes at once begins new periods, paid and of usage (`tollgate.domain.plan_changes.restarts`). Two that come at
+once would begin two, so one at a time has the turn to change a user's plan.
+
 Stripe is asked what is, told what shall be, and then everything is read again from Stripe (`SubscriptionSync`): the
 very next call is on the new plan, and a notice of the change that comes later finds nothing to do. Every step bears
 being repeated; an answer that was lost is found as "it is so already".
@@ -7,13 +10,15 @@ being repeated; an answer that was lost is found as "it is so already".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from tollgate.domain.billing import PlanChange, Quote
-from tollgate.domain.errors import ConflictError
-from tollgate.domain.plan_changes import Step, bills_overage, may_change, sells, step_to
+from tollgate.domain.errors import ConflictError, PaymentFailedError, StoreUnavailableError
+from tollgate.domain.plan_changes import Step, bills_overage, may_change, restarts, sells, step_to
 from tollgate.domain.plans import Plan
 from tollgate.domain.principals import Account
 from tollgate.domain.subscriptions import (
@@ -27,9 +32,12 @@ from tollgate.flows.checkout import not_sold
 
 if TYPE_CHECKING:
     from tollgate.catalog.loader import Catalog
+    from tollgate.domain.sources import Clock, IdSource
     from tollgate.flows.apply_subscription import SubscriptionSync
     from tollgate.providers.stripe_billing import StripeBilling
     from tollgate.storage.subscriptions import Subscriptions
+
+_OWNER_LENGTH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +85,22 @@ class PlanChanger:
         stripe: StripeBilling,
         sync: SubscriptionSync,
         catalog: Catalog,
+        clock: Clock,
+        ids: IdSource,
+        flush_overage: Callable[[str, str], None],
         *,
         default_plan_id: str | None = None,
     ) -> None:
-        """`default_plan_id`: what nobody pays for; None: the catalog's own. Raises CatalogError: no such plan."""
+        """`flush_overage`: of a tenant's user, `tollgate.flows.flush_overage`. `default_plan_id`: what nobody pays for;
+        None: the catalog's own. Raises CatalogError: no such plan.
+        """
         self._subscriptions = subscriptions
         self._stripe = stripe
         self._sync = sync
         self._catalog = catalog
+        self._clock = clock
+        self._ids = ids
+        self._flush_overage = flush_overage
         self._default_plan = catalog.plan(default_plan_id or catalog.default_plan_id)
 
     def estimate(self, account: Account, plan_id: str, interval: Interval | None) -> Estimate:
@@ -99,12 +115,29 @@ class PlanChanger:
         """Do it, and bring the user to where Stripe is then. `interval` None: as it is paid now.
 
         Raises NotFoundError (`plan_not_sold`), ConflictError (`not_subscribed`, `subscription_not_active`,
-        `payment_pending`), PaymentFailedError.
+        `payment_pending`; `conflict`: another request changes the plan just now), PaymentFailedError: nothing has
+        changed, and what was to come still comes.
         """
-        planned = self._plan(account, plan_id, interval)
-        payment_url = self._do(planned)
-        synced = self._sync.sync(account.tenant_id, account.user_id)
+        with self._alone(account):
+            planned = self._plan(account, plan_id, interval)
+            payment_url = self._do(account, planned)
+            synced = self._sync.sync(account.tenant_id, account.user_id)
         return Changed(planned, synced.subscriber, payment_url)
+
+    @contextmanager
+    def _alone(self, account: Account) -> Iterator[None]:
+        """The turn to change this user's plan. Who dies with it keeps others waiting until it ends by itself."""
+        tenant_id, user_id, owner = account.tenant_id, account.user_id, self._ids.new_id(_OWNER_LENGTH)
+        if self._subscriptions.find(tenant_id, user_id).customer_id is None:
+            raise _not_subscribed()
+        now = datetime.fromtimestamp(self._clock.now_seconds(), UTC)
+        if not self._subscriptions.take_turn(tenant_id, user_id, owner, now):
+            raise ConflictError("The plan is being changed by another request just now. Try again.")
+        try:
+            yield
+        finally:
+            with suppress(StoreUnavailableError):  # it ends by itself
+                self._subscriptions.give_back_turn(tenant_id, user_id, owner)
 
     def _plan(self, account: Account, plan_id: str, interval: Interval | None) -> Planned:
         subscription = self._alive(account)
@@ -122,19 +155,23 @@ class PlanChanger:
                 error_code="subscription_not_active",
             )
         step = step_to(subscription, current, wanted, paid_every, gives_up=gives_up)
-        return Planned(step, self._change_of(subscription, wanted, paid_every), gives_up)
+        return Planned(step, self._change_of(subscription, wanted, paid_every, step), gives_up)
 
-    def _change_of(self, subscription: RemoteSubscription, wanted: Plan, interval: Interval) -> PlanChange:
-        trialing = subscription.status is SubscriptionStatus.TRIALING
+    def _change_of(self, subscription: RemoteSubscription, wanted: Plan, interval: Interval, step: Step) -> PlanChange:
         return PlanChange(
             subscription=subscription,
             plan_id=wanted.id,
             interval=interval,
-            overage_lookup_key=self._catalog.billing.overage_lookup_key if bills_overage(wanted) else None,
-            restarts=interval is not subscription.interval and not trialing,
-            ends_trial=trialing and wanted.trial_days == 0,
+            overage_lookup_key=self._overage_key(wanted),
+            restarts=restarts(step, subscription.status),
+            ends_trial=subscription.status is SubscriptionStatus.TRIALING and wanted.trial_days == 0,
             goes_on=subscription.cancel_at is not None,
+            # Else the change that was to come could not be put back: one that waits may be paid for at any time.
+            paid_or_refused=_comes_by_schedule(subscription),
         )
+
+    def _overage_key(self, plan: Plan | None) -> str | None:
+        return self._catalog.billing.overage_lookup_key if plan is not None and bills_overage(plan) else None
 
     def _alive(self, account: Account) -> RemoteSubscription:
         """The subscription that counts, by Stripe's word."""
@@ -144,10 +181,7 @@ class PlanChanger:
             None if customer_id is None else choose_subscription(self._stripe.list_subscriptions(customer_id)).counts
         )
         if found is None or found.status.ended:
-            raise ConflictError(
-                "There is no subscription to change. Buy a plan with POST /billing/checkout.",
-                error_code="not_subscribed",
-            )
+            raise _not_subscribed()
         if found.status is SubscriptionStatus.INCOMPLETE:
             raise ConflictError(
                 "The first payment of the subscription is not finished. Finish it in the billing portal (POST"
@@ -156,7 +190,7 @@ class PlanChanger:
             )
         return found
 
-    def _do(self, planned: Planned) -> str | None:
+    def _do(self, account: Account, planned: Planned) -> str | None:
         """Tell Stripe. A change that was to come is forgotten first: Stripe would refuse, or come back to it."""
         change = planned.change
         subscription = change.subscription
@@ -168,7 +202,7 @@ class PlanChanger:
         if subscription.schedule_id is not None and (ends_first or not comes_later):
             self._stripe.release_schedule(subscription.schedule_id)
         if planned.step is Step.NOW:
-            return self._stripe.change_plan(change).payment_url
+            return self._change_now(account, change)
         if planned.gives_up:
             self._stripe.keep_at_period_end(subscription.id, keep=False)
             return None
@@ -177,3 +211,34 @@ class PlanChanger:
         if comes_later:
             self._stripe.schedule_change(replace(change, subscription=subscription))
         return None
+
+    def _change_now(self, account: Account, change: PlanChange) -> str | None:
+        """The change of a subscription without a schedule; the address where it is paid if it waits for that."""
+        if change.restarts:
+            # Stripe bills the overage of the period that ends now in the same second.
+            self._flush_overage(account.tenant_id, account.user_id)
+        try:
+            return self._stripe.change_plan(change).payment_url
+        except PaymentFailedError:
+            self._put_back(change.subscription)
+            raise
+
+    def _put_back(self, subscription: RemoteSubscription) -> None:
+        """Let the change come that was to come before it was released."""
+        plan_id, interval = subscription.pending_plan_id, subscription.pending_interval
+        if plan_id is None or interval is None or not _comes_by_schedule(subscription):
+            return
+        released = replace(subscription, schedule_id=None)
+        key = self._overage_key(self._catalog.plans.get(plan_id))
+        self._stripe.schedule_change(PlanChange(released, plan_id, interval, key))
+
+
+def _comes_by_schedule(subscription: RemoteSubscription) -> bool:
+    """Another plan is to come; it does not where the subscription ends before."""
+    return subscription.pending_plan_id is not None and subscription.cancel_at is None
+
+
+def _not_subscribed() -> ConflictError:
+    return ConflictError(
+        "There is no subscription to change. Buy a plan with POST /billing/checkout.", error_code="not_subscribed"
+    )

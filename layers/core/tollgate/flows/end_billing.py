@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,11 +10,18 @@ if TYPE_CHECKING:
     from tollgate.storage.subscriptions import Subscriptions
 
 
-def end_billing(tenant_id: str, user_id: str, subscriptions: Subscriptions, stripe: StripeBilling) -> None:
+def end_billing(
+    tenant_id: str,
+    user_id: str,
+    subscriptions: Subscriptions,
+    stripe: StripeBilling,
+    flush_overage: Callable[[str, str], None],
+) -> None:
     """End what the user pays for, at once, and what could still be bought. Safe to repeat; asks Stripe only for who has
     ever opened a checkout.
 
-    Overage that was reported is billed with the last invoice. What was paid ahead is not given back, and invoices stay:
+    `flush_overage` tells Stripe of the overage so far, which the last invoice bills; it raises nothing, because nobody
+    is kept from being deleted by what they owe. What was paid ahead is not given back, and invoices stay:
     both are the seller's to decide, in Stripe's dashboard. Raises StripeUnavailableError, StripeRefusedError.
     """
     customer_id = subscriptions.find(tenant_id, user_id).customer_id
@@ -22,6 +30,9 @@ def end_billing(tenant_id: str, user_id: str, subscriptions: Subscriptions, stri
     for session in stripe.list_checkouts(customer_id):
         stripe.expire_checkout(session.id)
     # After the checkouts: one that was paid meanwhile is a subscription now.
-    for subscription in stripe.list_subscriptions(customer_id):
-        if subscription.plan_id is not None and not subscription.status.ended:
-            stripe.cancel_subscription(subscription.id, invoice_now=True)
+    found = stripe.list_subscriptions(customer_id)
+    alive = [one for one in found if one.plan_id is not None and not one.status.ended]
+    if alive:
+        flush_overage(tenant_id, user_id)
+    for subscription in alive:
+        stripe.cancel_subscription(subscription.id, invoice_now=True)

@@ -28,7 +28,6 @@ from tollgate.domain.errors import StripeRefusedError
 from tollgate.domain.plans import TaxKind
 from tollgate.domain.price_keys import (
     OWNED_FIELD,
-    PLAN_FIELD,
     plan_of_price,
     price_lookup_key,
     price_metadata,
@@ -190,12 +189,13 @@ class StripeBilling:
     # ---- plan changes
 
     def change_plan(self, change: PlanChange) -> ChangeOutcome:
-        """Put the subscription on the other plan now, and charge the difference at once.
+        """Put the subscription on the other plan now, and charge at once what it costs.
 
-        Where the charge fails, Stripe keeps everything as it was until the invoice is paid at `payment_url`.
+        Where the charge fails, Stripe keeps everything as it was until the invoice is paid at `payment_url`; for a
+        change that is to be paid or refused it raises PaymentFailedError, and nothing waits.
         """
         params = _change_params(change, self._change_items(change)) | {
-            "payment_behavior": "pending_if_incomplete",
+            "payment_behavior": "error_if_incomplete" if change.paid_or_refused else "pending_if_incomplete",
             "expand": ["schedule", "latest_invoice"],
         }
         found = self._ask(lambda api: api.v1.subscriptions.update(change.subscription.id, _any(params)))
@@ -391,7 +391,8 @@ def _subscription(found: Mapping[str, Any]) -> RemoteSubscription:
         trial_end_at=_moment(found.get("trial_end")),
         cancel_at=ends_at,
         pending_plan_id=pending[0] if pending else None,
-        pending_at=pending[1] if pending else None,
+        pending_interval=pending[1] if pending else None,
+        pending_at=pending[2] if pending else None,
         schedule_id=schedule,
     )
 
@@ -411,7 +412,9 @@ def _sorted_items(
     return plan_item, plan, metered
 
 
-def _pending(schedule: Any) -> tuple[str | None, tuple[str, datetime] | None]:  # noqa: ANN401  id, object or null
+def _pending(
+    schedule: Any,  # noqa: ANN401  id, object or null
+) -> tuple[str | None, tuple[str, Interval, datetime] | None]:
     """The schedule that is in force, and the plan that its next phase is for: our phases say it in their metadata."""
     if not isinstance(schedule, dict):
         return (schedule if isinstance(schedule, str) else None), None
@@ -419,9 +422,9 @@ def _pending(schedule: Any) -> tuple[str | None, tuple[str, datetime] | None]:  
         return None, None
     running_until = (schedule.get("current_phase") or {}).get("end_date", 0)
     for phase in schedule.get("phases") or []:
-        plan_id = (phase.get("metadata") or {}).get(PLAN_FIELD)
-        if phase["start_date"] >= running_until and plan_id:
-            return schedule["id"], (plan_id, _instant(phase["start_date"]))
+        plan = plan_of_price(phase.get("metadata") or {}, None)
+        if phase["start_date"] >= running_until and plan is not None:
+            return schedule["id"], (*plan, _instant(phase["start_date"]))
     return schedule["id"], None
 
 

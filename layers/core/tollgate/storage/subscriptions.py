@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -44,6 +44,8 @@ from tollgate.storage.table import (
 if TYPE_CHECKING:
     from types_boto3_dynamodb.type_defs import AttributeValueTypeDef, TransactWriteItemTypeDef
 
+TURN: Final = timedelta(seconds=40)
+"""A turn to change the plan ends by itself; longer than the function that has it may run."""
 DUE_SHARDS: Final = 16
 """What is due by time is spread over this many partitions of the index."""
 
@@ -175,6 +177,29 @@ class Subscriptions:
             {":claim": s(claim)},
         )
 
+    def take_turn(self, tenant_id: str, user_id: str, owner: str, now: datetime) -> bool:
+        """True for one at a time: that one may change the plan, until the turn is given back or over.
+
+        False too for who has no customer, and so no plan to change.
+        """
+        return self._change(
+            tenant_id,
+            user_id,
+            "SET version = version + :one, changer = :owner, changing_until_at = :until",
+            "attribute_exists(customer_id) AND (attribute_not_exists(changer) OR changing_until_at <= :now)",
+            {":owner": s(owner), ":until": n(epoch_seconds(now + TURN)), ":now": n(epoch_seconds(now))},
+        )
+
+    def give_back_turn(self, tenant_id: str, user_id: str, owner: str) -> bool:
+        """Let the next one change the plan; False when the turn was over and somebody else's by now."""
+        return self._change(
+            tenant_id,
+            user_id,
+            "SET version = version + :one REMOVE changer, changing_until_at",
+            "changer = :owner",
+            {":owner": s(owner)},
+        )
+
     def take_first_key(self, tenant_id: str, user_id: str) -> bool:
         """True for exactly one caller, once the first key is due: that one may make it."""
         return self._change(
@@ -281,6 +306,8 @@ def _item(subscriber: Subscriber, version: int) -> dict[str, AttributeValueTypeD
         first_key_due=subscriber.first_key_due or None,
         first_key_issued=subscriber.first_key_issued or None,
         had_trial=subscriber.had_trial or None,
+        changer=subscriber.changer,
+        changing_until_at=_seconds(subscriber.changing_until_at),
         synced_at=_seconds(subscriber.synced_at),
         check_at=_seconds(subscriber.check_at),
         **_checkout_fields(subscriber.checkout),
@@ -302,6 +329,8 @@ def _from_item(tenant_id: str, user_id: str, item: dict[str, Any]) -> Subscriber
         first_key_due=item.get("first_key_due", False),
         first_key_issued=item.get("first_key_issued", False),
         had_trial=item.get("had_trial", False),
+        changer=item.get("changer"),
+        changing_until_at=_instant(item.get("changing_until_at")),
         synced_at=_instant(item.get("synced_at")),
         check_at=_instant(item.get("check_at")),
     )
@@ -360,6 +389,7 @@ def _subscription_fields(subscription: RemoteSubscription | None) -> dict[str, s
         "trial_end_at": _seconds(subscription.trial_end_at),
         "cancel_at": _seconds(subscription.cancel_at),
         "pending_plan_id": subscription.pending_plan_id,
+        "pending_interval": None if subscription.pending_interval is None else subscription.pending_interval.value,
         "pending_at": _seconds(subscription.pending_at),
         "schedule_id": subscription.schedule_id,
         "owed_since_at": _seconds(subscription.owed_since_at),
@@ -386,6 +416,7 @@ def _subscription_of(item: dict[str, Any]) -> RemoteSubscription | None:
         trial_end_at=_instant(item.get("trial_end_at")),
         cancel_at=_instant(item.get("cancel_at")),
         pending_plan_id=item.get("pending_plan_id"),
+        pending_interval=Interval(item["pending_interval"]) if "pending_interval" in item else None,
         pending_at=_instant(item.get("pending_at")),
         schedule_id=item.get("schedule_id"),
         owed_since_at=_instant(item.get("owed_since_at")),
