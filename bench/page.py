@@ -364,7 +364,7 @@ def _if_measured(name: str, section: Callable[[_Results], str]) -> Callable[[_Re
 _growth = _if_measured(
     "usage_reset", _section("Closing periods, by users", "usage_reset", "`python -m bench.usage_reset`", _growth_body)
 )
-_chaos = _if_measured("chaos", _section("Under fire", "chaos", "`python -m tests.chaos`", _chaos_body))
+_chaos = _if_measured("chaos", _section("Under fire", "chaos", "`make chaos`", _chaos_body))
 
 
 # --- Plots ----------------------------------------------------------------------------------------------------------

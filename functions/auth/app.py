@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
+
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from tollgate.domain.errors import (
     AuthenticationError,
@@ -49,7 +52,13 @@ from tollgate.flows.sign_in import SignedIn
 from tollgate.wiring import AuthTools, build_auth
 
 api: HttpApi[AuthTools] = HttpApi(build_auth)
-handler = api.handle
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Who closes an account waits for Stripe at most as long as can still be answered."""
+    api.tools.stripe_deadline.begin(context.get_remaining_time_in_millis())
+    return api.handle(event, context)
+
 
 POOL = (SignInUnavailableError, RateLimitedError, StoreUnavailableError)
 OPEN = (*POOL, UpstreamUnavailableError)

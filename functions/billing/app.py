@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from aws_lambda_powertools.event_handler.openapi.params import Query
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from tollgate.domain.errors import (
     ConflictError,
@@ -53,7 +54,13 @@ from tollgate.flows.first_key import fetch_first_key
 from tollgate.wiring import BillingTools, build_billing
 
 api: HttpApi[BillingTools] = HttpApi(build_billing)
-handler = api.handle
+
+
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """However long Stripe takes, an answer of ours comes before Lambda and API Gateway give up."""
+    api.tools.stripe_deadline.begin(context.get_remaining_time_in_millis())
+    return api.handle(event, context)
+
 
 OUTAGES = (StoreUnavailableError, UpstreamUnavailableError)
 """The table, or a secret of ours, is out of reach."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tollgate.domain.errors import (
     ConflictError,
     StoreUnavailableError,
+    StripeRefusedError,
     StripeUnavailableError,
     UpstreamUnavailableError,
 )
@@ -15,7 +16,13 @@ from tollgate.wiring import StripeWebhookTools, build_stripe_webhook
 api: HttpApi[StripeWebhookTools] = HttpApi(build_stripe_webhook)
 handler = StripeDeliveries(api).handle
 
-AGAIN = (ConflictError, StoreUnavailableError, StripeUnavailableError, UpstreamUnavailableError)
+AGAIN = (
+    ConflictError,
+    StoreUnavailableError,
+    StripeUnavailableError,
+    StripeRefusedError,
+    UpstreamUnavailableError,
+)
 """What may be otherwise at the next delivery, of which Stripe makes many over three days."""
 
 

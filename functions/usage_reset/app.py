@@ -37,6 +37,7 @@ def handler(event: dict[str, object], context: Context) -> dict[str, int | bool]
     Every part may be late, doubled or killed: the next run goes on.
     """
     tools = _tools()
+    tools.stripe_deadline.begin(context.get_remaining_time_in_millis())
     began_at_seconds = tools.clock.now_seconds()
     left_seconds = context.get_remaining_time_in_millis() // 1000 - STOP_EARLY_SECONDS
     swept = _sweep(tools, began_at_seconds + left_seconds * SWEPT_AT_PERCENT // 100)

@@ -70,10 +70,19 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "disputes are fetched",
         SYNC,
-        "def _open_disputes(",
-        "dispute is not None and dispute.open",
+        "def _disputes(",
+        "dispute is not None and dispute.blocks(subscription)",
         "dispute is not None",
         200,
+    ),
+    _mutant("a lost dispute counts", DOMAIN, "def blocks(", "not self.lost or", "True or", 500),
+    _mutant(
+        "no payment after a trial, no plan",
+        DOMAIN,
+        "def entitlements_of(",
+        "trial=subscription.trial_unpaid, paid=paid",
+        "paid=paid",
+        500,
     ),
     _mutant("a customer that is gone is let go", SYNC, "def _decide(", "if look.customer and", "if False and", 20),
     _mutant(

@@ -8,7 +8,6 @@ from typing import Any
 Json = dict[str, Any]
 
 GRACE_SECONDS = 7 * 86_400
-FIRST_PAYMENT_SECONDS = 2 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +29,18 @@ class Books:
     subscriptions: list[Json]
     invoices: list[Json]
     disputes: list[Json]
+    payments: list[Json]
+    """Which payment paid which invoice."""
 
 
 def books_of(world: Any, customer_id: str) -> Books:  # noqa: ANN401  the double's world
     charges = {one["id"] for one in world.all("charge") if one["customer"] == customer_id}
+    invoices = {one["id"] for one in world.all("invoice") if one["customer"] == customer_id}
     return Books(
         [one for one in world.all("subscription") if one["customer"] == customer_id],
         [one for one in world.all("invoice") if one["customer"] == customer_id],
         [one for one in world.all("dispute") if one["charge"] in charges],
+        [one for one in world.all("invoice_payment") if one["invoice"] in invoices],
     )
 
 
@@ -68,6 +71,7 @@ def truth_of(books: Books | None, now: float, disputed: bool) -> Truth | None:
         return Truth("free", None, trial=False, overage_blocked=False, paid=not disputed, first_key=False)
     # At the end of a run at most one is left.
     subscription = alive[0]
+    disputed = disputed or subscription["id"] in _taken_back(books)
     status, plan = subscription["status"], plan_of(subscription)
     served = status in ("active", "trialing")
     blocked = False
@@ -82,16 +86,34 @@ def truth_of(books: Books | None, now: float, disputed: bool) -> Truth | None:
         served = blocked = now < min(owed) + GRACE_SECONDS
     if not served or plan is None:
         return Truth("free", None, trial=False, overage_blocked=False, paid=not disputed, first_key=False)
-    trial_end = subscription["trial_end"]
-    paid_once = status == "active" and (trial_end is None or now >= trial_end + FIRST_PAYMENT_SECONDS)
+    paid_once = _paid_once(subscription, books)
     return Truth(
         plan,
         subscription["billing_cycle_anchor"],
-        trial=status == "trialing",
-        overage_blocked=blocked,
+        trial=not paid_once,
+        overage_blocked=blocked and paid_once,
         paid=not disputed,
-        first_key=plan == "pro" and paid_once,
+        first_key=plan == "pro" and paid_once and status == "active",
     )
+
+
+def _paid_once(subscription: Json, books: Books) -> bool:
+    """What has a trial is paid for by an invoice of more than nothing, or by one that came after the trial."""
+    trial_end = subscription["trial_end"]
+    if subscription["status"] == "trialing":
+        return False
+    return trial_end is None or any(
+        invoice["amount_paid"] > 0 or invoice["created"] >= trial_end
+        for invoice in books.invoices
+        if invoice["status"] == "paid" and _subscription_of(invoice) == subscription["id"]
+    )
+
+
+def _taken_back(books: Books) -> set[str | None]:
+    """Subscriptions, a payment for which was disputed and lost."""
+    payments = {one["payment_intent"] for one in books.disputes if one["status"] == "lost"}
+    invoices = {one["invoice"] for one in books.payments if one["payment"]["payment_intent"] in payments}
+    return {_subscription_of(one) for one in books.invoices if one["id"] in invoices}
 
 
 def _subscription_of(invoice: Json) -> str | None:

@@ -174,7 +174,8 @@ def test_a_fault_in_how_it_is_sold_is_named(tmp_path: Path, line: str, key: str)
 
 @pytest.mark.parametrize(("price_cents", "sold"), [(0, False), (1, True)])
 def test_a_plan_with_a_price_is_sold_unless_it_is_the_default(tmp_path: Path, price_cents: int, sold: bool) -> None:
-    priced = changed(PLANS, "price_cents = 0", f"price_cents = {price_cents}")
+    anchored = changed(PLANS, '"calendar_month"', '"anchored_month"')
+    priced = changed(anchored, "price_cents = 0", f"price_cents = {price_cents}")
     plans = read_catalog(write(tmp_path, priced), "mine").plans
     other = read_catalog(write(tmp_path, changed(priced, '= "small"', '= "large"').replace(SELLING, "")), "mine").plans
 
@@ -647,13 +648,18 @@ def test_reading_a_catalog_imports_only_the_standard_library() -> None:
     assert set(ran.stdout.split()) - {"__main__"} == {"tollgate"}
 
 
-def test_a_plan_that_is_not_sold_may_count_thirty_days_from_sign_up(tmp_path: Path) -> None:
-    """A sold one is paid by the month: thirty days would be thirteen quotas for twelve payments."""
-    plans = changed(PLANS, '"calendar_month"', '"every_30_days"')
-    assert read_catalog(write(tmp_path, plans=plans), "mine").plans["small"].period_kind is PeriodKind.EVERY_30_DAYS
+@pytest.mark.parametrize("kind", [PeriodKind.CALENDAR_MONTH, PeriodKind.EVERY_30_DAYS])
+def test_only_a_plan_that_is_not_sold_may_count_otherwise_than_from_the_purchase(
+    tmp_path: Path, kind: PeriodKind
+) -> None:
+    """The first of the month, or the 31st day, is a second quota within the month that was paid for."""
+    plans = PLANS.replace('"calendar_month"', f'"{kind}"')
+    assert read_catalog(write(tmp_path, plans=plans), "mine").plans["small"].period_kind is kind
     medium = plans[plans.index("[plans.small]") : plans.index("[plans.large]")].replace("small", "medium")
     plans += medium.replace("price_cents = 0", "price_cents = 100")
-    with pytest.raises(CatalogError) as raised:
+    with pytest.raises(CatalogError, match="two quotas") as raised:
         read_catalog(write(tmp_path, plans=plans), "mine")
 
     assert (raised.value.table, raised.value.key) == ("plans.medium", "period_kind")
+    given = changed(plans, "price_cents = 100", "price_cents = 100\nsold = false")
+    assert read_catalog(write(tmp_path, plans=given), "mine").plans["medium"].period_kind is kind

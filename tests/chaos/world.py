@@ -250,9 +250,9 @@ def _judge_call(
         figures["told_beyond_the_reservation_unread" if by_owner else "told_beyond_a_dead_reservation"] += told - booked
     most = max(amount, found.final_tokens) if exchange.received or not by_owner else amount
     if charged > most:
-        books.report("double_bill", call.id, f"{charged} charged; reserved {amount}, used {found.final_tokens}")
+        books.report("double_bill", call.id, f"{charged} charged; reserved {amount}, used {found.final_tokens}: {held}")
     if exchange.refused and any(end.charged_tokens for end in by_owner):
-        books.report("double_bill", call.id, f"{charged} charged for a refusal")
+        books.report("double_bill", call.id, f"{charged} charged for a refusal: {held}")
     if call.calm and call.kill is None and call.fate in CUTS and by_owner and person is WIDE:
         _judge_cut(call, found, booked, amount, books)
     read = exchange.whole and passed == found.final_tokens

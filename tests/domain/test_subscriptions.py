@@ -201,8 +201,8 @@ def test_who_pays_for_nothing_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize("status", SubscriptionStatus)
 def test_only_an_active_subscription_has_been_paid_for(status: SubscriptionStatus) -> None:
-    assert has_paid(a_subscription(status=status), NOW) is (status is SubscriptionStatus.ACTIVE)
-    assert has_paid(None, NOW) is False
+    assert has_paid(a_subscription(status=status)) is (status is SubscriptionStatus.ACTIVE)
+    assert has_paid(None) is False
 
 
 @pytest.mark.parametrize(("seconds", "paid"), [(-1, False), (0, True), (1, True)], ids=["below", "at", "above"])

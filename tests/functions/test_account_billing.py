@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from dev.stripe_double.faults import Fault
 from tests.support.api_world import RETURN_URL, ApiWorld, Caller, api_world
+from tests.support.billing_function import spend
+from tollgate.domain.principals import CredentialKind, Principal
 
 
 @pytest.fixture
@@ -70,3 +75,27 @@ def test_who_never_bought_anything_is_deleted_without_asking_stripe(world: ApiWo
     world.stripe.down = True
     assert world.ask("DELETE", "/auth/me", caller=ada).status == 204
     assert world.stripe.asked == []
+
+
+def refuses_meter_events(method: str, path: str) -> Fault | None:
+    return Fault.ERROR_BEFORE if path.startswith("/v1/billing/meter_events") and method == "POST" else None
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_overage_so_far_is_billed_but_keeps_nobody_from_being_deleted(told: bool) -> None:
+    """Two dollars of it; nobody has told Stripe before."""
+    with api_world(behind=timedelta(hours=2)) as world:
+        ada = world.signed_in("ada@example.com")
+        subscribe(world, ada)
+        world.ask("POST", "/billing/overage", {"enabled": True}, caller=ada)
+        world.stripe.world.advance(world.stripe.world.now + timedelta(hours=2))
+        tools = importlib.import_module("functions.billing.app").api.tools
+        account = tools.accounts.find(Principal("main", ada.user_id, CredentialKind.ACCESS_TOKEN, ""), fresh=True)
+        spend(account, tools.ledger, account.plan.quota_tokens + 100_000)
+        if not told:
+            world.stripe.faults = refuses_meter_events
+        assert world.ask("DELETE", "/auth/me", caller=ada).status == 204
+        assert statuses(world, "subscription") == ["canceled"]
+        owed_cents = 100_000 * account.plan.overage_price_microusd_per_1k_tokens // 10_000_000
+        billed = [invoice["total"] for invoice in world.stripe.world.all("invoice")]
+        assert (owed_cents in billed) is told, billed

@@ -84,6 +84,21 @@ def test_from_months_to_a_year_is_at_once_and_starts_anew(billing: BillingFuncti
     assert (datetime.fromisoformat(subscription["renews_at"]) - datetime.now().astimezone()).days >= 364
 
 
+def test_while_one_request_changes_the_plan_another_is_told_to_wait(billing: BillingFunction) -> None:
+    """Each would begin a usage period of its own, and the second would cost nothing."""
+    on_pro(billing)
+    invoices = len(billing.of_customer("invoice"))
+    subscriptions = billing.app.api.tools.subscriptions
+    assert subscriptions.take_turn("main", billing.ada, "another", datetime.now().astimezone())
+    answer = billing.change("team")
+    assert (answer.status, answer.code) == (409, "conflict")
+    assert billing.change("team", preview=True).status == 200
+    assert len(billing.of_customer("invoice")) == invoices
+    assert subscriptions.give_back_turn("main", billing.ada, "another")
+    assert changed(billing, "team")["effect"] == "now"
+    assert billing.subscriber().changer is None
+
+
 def test_asking_again_for_what_is_so_already_changes_and_costs_nothing(billing: BillingFunction) -> None:
     on_pro(billing)
     changed(billing, "team")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dev.stripe_double.faults import Fault
 from tests.support.billing_function import RETURN_URL, BillingFunction, billing_function
 
 MONTH = timedelta(days=31, hours=2)
@@ -64,6 +65,104 @@ def test_invoices_are_paged_newest_first(billing: BillingFunction) -> None:
     assert {(invoice["state"], invoice["total_cents"], invoice["due_cents"]) for invoice in shown} == {
         ("paid", 9900, 0)
     }
+
+
+# --- A dearer plan begins anew --------------------------------------------------------------------------------------
+
+HOUR = timedelta(hours=1)
+
+
+def paid_pro(billing: BillingFunction) -> None:
+    """Without the trial, which was had before."""
+    billing.subscribe("pro")
+    [subscription] = billing.subscriptions_alive()
+    billing.api().v1.subscriptions.cancel(subscription["id"])
+    billing.sync()
+    billing.subscribe("pro")
+
+
+def test_an_hour_before_the_renewal_a_dearer_plan_costs_its_price_and_not_an_hours_share(
+    billing: BillingFunction,
+) -> None:
+    """Else ten cents would buy eight million tokens, every month again."""
+    paid_pro(billing)
+    ends_at = datetime.fromisoformat(billing.status()["subscription"]["renews_at"])
+    billing.pass_time(ends_at - HOUR - billing.world.now)
+    preview = billing.change("team", preview=True).body
+    assert preview["due_now"]["amount_cents"] == 9900 - 4  # an hour of Pro is left
+    assert billing.change("team").body["effect"] == "now"
+    status = billing.status()
+    assert (status["plan"]["id"], status["tokens"]["used"]) == ("team", 0)
+    assert datetime.fromisoformat(status["subscription"]["renews_at"]) - billing.world.now > timedelta(days=27)
+    assert max(invoice["total"] for invoice in billing.of_customer("invoice")) == 9900 - 4
+
+    billing.change("pro")
+    billing.pass_time(3 * HOUR)
+    assert billing.sync()["plan"]["id"] == "team"
+
+
+def test_what_was_used_before_a_dearer_plan_stays_in_the_period_that_ended(billing: BillingFunction) -> None:
+    paid_pro(billing)
+    billing.use(1_500_000)
+    billing.pass_time(HOUR)
+    billing.change("team")
+    # Stripe's clock is ahead of ours here: we look at the period before the new one until ours is there, too.
+    assert billing.account().profile.anchor_at == billing.world.now
+    assert billing.account().plan.quota_tokens == 10_000_000
+
+
+def test_overage_so_far_is_on_the_invoice_of_the_dearer_plan(tmp_path: Path) -> None:
+    with billing_function(tmp_path, behind=2 * HOUR) as billing:
+        paid_pro(billing)
+        billing.ask("POST", "/billing/overage", {"enabled": True})
+        billing.pass_time(2 * HOUR)
+        billing.use(2_100_000)
+        assert billing.status()["overage"]["cost_cents"] == 200
+        assert billing.change("team").body["effect"] == "now"
+        latest = max(billing.of_customer("invoice"), key=lambda invoice: int(invoice["created"]))
+        lines = [line["amount"] for line in latest["lines"]["data"]]
+        assert 200 in lines
+        assert 9900 in lines
+        billing.use(10)
+        status = billing.status()
+        assert (status["tokens"]["used"], status["overage"]["cost_cents"]) == (10, 0)
+
+
+def test_a_dearer_plan_comes_also_when_overage_cannot_be_told(tmp_path: Path) -> None:
+    """It stays owed."""
+    with billing_function(tmp_path, behind=2 * HOUR) as billing:
+        paid_pro(billing)
+        billing.ask("POST", "/billing/overage", {"enabled": True})
+        billing.pass_time(2 * HOUR)
+        billing.use(2_100_000)
+        billing.wire.faults = refuses_meter_events
+        assert billing.change("team").body["effect"] == "now"
+        assert billing.status()["plan"]["id"] == "team"
+        assert ("POST", "/v1/billing/meter_events") in billing.wire.asked
+
+
+def refuses_meter_events(method: str, path: str) -> Fault | None:
+    return Fault.ERROR_BEFORE if path.startswith("/v1/billing/meter_events") and method == "POST" else None
+
+
+def test_where_the_card_is_declined_the_cheaper_plan_still_comes(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    assert billing.change("pro").body["effect"] == "at_period_end"
+    coming = billing.status()["subscription"]["pending_change"]
+    billing.world.fail_payments(billing.subscriber().customer_id or "", True)
+    answer = billing.change("team", "year")
+    assert (answer.status, answer.code) == (402, "payment_failed")
+    assert billing.sync()["subscription"]["pending_change"] == coming
+    assert billing.change("pro").status == 200
+
+    billing.world.fail_payments(billing.subscriber().customer_id or "", False)
+    billing.pass_time(MONTH)
+    status = billing.sync()
+    assert (status["plan"]["id"], status["subscription"]["interval"]) == ("pro", "month")
+    assert [invoice["total"] for invoice in billing.of_customer("invoice") if invoice["status"] == "paid"] == [
+        9900,
+        2900,
+    ]
 
 
 # --- Paid periods end -----------------------------------------------------------------------------------------------

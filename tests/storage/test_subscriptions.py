@@ -11,7 +11,7 @@ import pytest
 from tests.support.moto_table import NAME, CountedTable, moto_table
 from tests.support.subscriptions import DAY, NOW, a_subscriber, a_subscription
 from tollgate.domain.subscriptions import Interval, OpenCheckout, Subscriber, SubscriptionStatus
-from tollgate.storage.subscriptions import DUE_SHARDS, Subscriptions
+from tollgate.storage.subscriptions import DUE_SHARDS, TURN, Subscriptions
 
 CHECKOUT = OpenCheckout("claim1", "pro", Interval.YEAR, NOW + DAY)
 FULL = a_subscriber(
@@ -21,6 +21,7 @@ FULL = a_subscriber(
         trial_end_at=NOW - 5 * DAY,
         cancel_at=NOW + DAY,
         pending_plan_id="free",
+        pending_interval=Interval.MONTH,
         pending_at=NOW + 2 * DAY,
         schedule_id="sub_sched_1",
         owed_since_at=NOW - DAY,
@@ -30,6 +31,8 @@ FULL = a_subscriber(
     dispute_ids=frozenset({"du_2", "du_1"}),
     checkout=replace(CHECKOUT, session_id="cs_1", url="https://checkout.example.com/cs_1"),
     first_key_due=True,
+    changer="a",
+    changing_until_at=NOW + TURN,
     synced_at=NOW,
     check_at=NOW + 6 * DAY,
 )
@@ -91,6 +94,42 @@ def test_only_who_read_the_newest_version_writes(subscriptions: Subscriptions) -
 def test_the_same_user_in_two_tenants_is_two_subscribers(subscriptions: Subscriptions) -> None:
     subscriptions.put(FULL)
     assert subscriptions.find("acme", "u1").version == 0
+
+
+# ---- the turn to change the plan
+
+
+def test_one_at_a_time_has_the_turn_until_it_is_given_back(subscriptions: Subscriptions) -> None:
+    subscriptions.claim_customer("main", "u1", "cus_1")
+    assert subscriptions.take_turn("main", "u1", "a", NOW)
+    assert not subscriptions.take_turn("main", "u1", "b", NOW)
+    assert not subscriptions.give_back_turn("main", "u1", "b")
+    assert subscriptions.give_back_turn("main", "u1", "a")
+    assert subscriptions.find("main", "u1").changer is None
+    assert subscriptions.take_turn("main", "u1", "b", NOW)
+
+
+def test_a_turn_ends_by_itself(subscriptions: Subscriptions) -> None:
+    subscriptions.claim_customer("main", "u1", "cus_1")
+    assert subscriptions.take_turn("main", "u1", "a", NOW)
+    assert not subscriptions.take_turn("main", "u1", "b", NOW + TURN - timedelta(seconds=1))
+    assert subscriptions.take_turn("main", "u1", "b", NOW + TURN)
+    assert not subscriptions.give_back_turn("main", "u1", "a"), "it is another one's by now"
+    assert not subscriptions.take_turn("main", "u1", "c", NOW + TURN)
+
+
+def test_who_read_before_the_turn_was_taken_cannot_write_it_away(subscriptions: Subscriptions) -> None:
+    subscriptions.claim_customer("main", "u1", "cus_1")
+    seen = subscriptions.find("main", "u1")
+    subscriptions.take_turn("main", "u1", "a", NOW)
+    assert not subscriptions.put(replace(seen, synced_at=NOW))
+    assert subscriptions.put(replace(subscriptions.find("main", "u1"), synced_at=NOW))
+    assert not subscriptions.take_turn("main", "u1", "b", NOW)
+
+
+def test_who_has_no_customer_has_no_plan_to_change(subscriptions: Subscriptions) -> None:
+    assert not subscriptions.take_turn("main", "u1", "a", NOW)
+    assert subscriptions.find("main", "u1").version == 0
 
 
 # ---- the customer

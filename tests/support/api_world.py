@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
@@ -200,14 +200,14 @@ def served(world: ApiWorld) -> Iterator[str]:
 
 
 @contextmanager
-def api_world() -> Iterator[ApiWorld]:
-    """Empty: no table items, no users."""
+def api_world(*, behind: timedelta = timedelta(0)) -> Iterator[ApiWorld]:
+    """Empty: no table items, no users. `behind`: Stripe's clock."""
     # Answers about addresses take at least half a second, so that their time tells nothing; here nobody measures it.
     with (
         pytest.MonkeyPatch.context() as patch,
         moto_table(patch) as table,
         FakeCognito(SystemClock().now_seconds) as pool,
-        stripe_wire(stripe_world()) as stripe,
+        stripe_wire(stripe_world(behind)) as stripe,
     ):
         patch.setattr("time.sleep", lambda seconds: None)
         sync_plans(stripe, load_catalog("default"))

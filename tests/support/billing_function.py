@@ -24,8 +24,11 @@ from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
 from tests.support.stripe_wire import StripeWire, stripe_wire
 from tests.support.user_pool import CLIENT_ID, ISSUER
 from tollgate.catalog.loader import Catalog, load_catalog
-from tollgate.domain.principals import CredentialKind, Principal
+from tollgate.domain.ledger import Ask, MeterKey, Settlement
+from tollgate.domain.periods import period_at
+from tollgate.domain.principals import Account, CredentialKind, Principal
 from tollgate.domain.subscriptions import Subscriber
+from tollgate.flows.ledger import Ledger
 from tollgate.flows.sync_plans import PlansSync
 from tollgate.providers.stripe_admin import StripeAdmin
 
@@ -208,6 +211,11 @@ class BillingFunction:
         """At Stripe; the function's own clock is the real one."""
         self.world.advance(self.world.now + span)
 
+    def use(self, tokens: int) -> None:
+        """One call of so many billable tokens, as the claude function books it."""
+        account, ledger = self.account(), self.app.api.tools.ledger
+        spend(account, ledger, tokens)
+
     def account(self, user: str = "") -> Any:  # noqa: ANN401
         principal = Principal("main", user or self.ada, CredentialKind.ACCESS_TOKEN, CLIENT_ID)
         return self.app.api.tools.accounts.find(principal, fresh=True)
@@ -235,9 +243,9 @@ class BillingFunction:
         return self.app.api.tools.stripe._stripe.client()
 
 
-def stripe_world() -> StripeWorld:
-    """Now, in test mode."""
-    now = datetime.now(UTC).replace(microsecond=0)
+def stripe_world(behind: timedelta = timedelta(0)) -> StripeWorld:
+    """Now, in test mode; or some time ago, for what has to have begun before our own now."""
+    now = datetime.now(UTC).replace(microsecond=0) - behind
     return StripeWorld(now=now, seed=1, webhook_secret="whsec_1", account_id="acct_1", contract=contract())
 
 
@@ -247,15 +255,26 @@ def sync_plans(wire: StripeWire, catalog: Catalog) -> None:
     PlansSync(catalog, admin).run(hand_over=lambda _: None, done=lambda _: None)
 
 
+def spend(account: Account, ledger: Ledger, tokens: int) -> None:
+    """Reserves and settles a call in the account's running period."""
+    now = datetime.now(UTC)
+    period = period_at(account.plan.period_kind, account.profile.anchor_at, now)
+    ask = Ask(tokens, 0, 1000, may_clamp=False, deadline_at_seconds=now.timestamp() + 60)
+    grant = ledger.reserve(account, MeterKey(account.tenant_id, account.user_id, period), ask)
+    ledger.settle(grant, Settlement(tokens))
+
+
 @contextmanager
-def billing_function(folder: Path, **environment: str) -> Iterator[BillingFunction]:
-    """Nobody has an account yet; plans are for sale. `folder`: for the catalog."""
+def billing_function(
+    folder: Path, *, behind: timedelta = timedelta(0), **environment: str
+) -> Iterator[BillingFunction]:
+    """Nobody has an account yet; plans are for sale. `folder`: for the catalog. `behind`: Stripe's clock."""
     (folder / "plans.toml").write_text(PLANS)
     catalog = load_catalog(str(folder))
     with (
         pytest.MonkeyPatch.context() as patch,
         moto_table(patch) as table,
-        stripe_wire(stripe_world()) as wire,
+        stripe_wire(stripe_world(behind)) as wire,
     ):
         patch.setattr("time.sleep", lambda seconds: None)  # between two tries of Stripe's own client
         settings = ENVIRONMENT | {"CATALOG": str(folder), "STRIPE_API_BASE_URL": wire.url} | environment

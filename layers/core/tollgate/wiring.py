@@ -54,6 +54,7 @@ from tollgate.providers.cognito import KeySetUrl, SigningKeys, TokenVerifier
 from tollgate.providers.cognito_users import UserPool, pool_id_of, user_pool_client
 from tollgate.providers.secrets import Secrets, parameter_client
 from tollgate.providers.stripe_billing import StripeBilling
+from tollgate.providers.stripe_client import StripeDeadline
 from tollgate.providers.stripe_queue import EventQueue, queue_client
 from tollgate.storage.activity import Activity
 from tollgate.storage.api_keys import ApiKeys
@@ -122,6 +123,7 @@ class AuthTools:
     sign_in: SignIn
     second_factor: SecondFactor
     closer: AccountCloser
+    stripe_deadline: StripeDeadline
     personal_data: PersonalData
 
 
@@ -173,6 +175,7 @@ class BillingTools:
     accounts: Accounts
     subscriptions: Subscriptions
     stripe: StripeBilling
+    stripe_deadline: StripeDeadline
     checkouts: Checkouts
     plans: PlanChanger
     statuses: BillingStatuses
@@ -212,6 +215,7 @@ class UsageResetTools:
     subscriptions: Subscriptions
     sync: SubscriptionSync
     closer: PeriodCloser
+    stripe_deadline: StripeDeadline
     report_overage: Callable[[float], DueOverageReport]
     """Until this instant, epoch seconds."""
 
@@ -232,6 +236,7 @@ class StripeWebhookTools:
     clock: Clock
     telemetry: Telemetry
     client_ids: frozenset[str]
+    stripe_deadline: StripeDeadline
     events: StripeEventFlow
     signing_secrets: Callable[[], tuple[str, ...]]
     account_id: str | None
@@ -254,7 +259,9 @@ def build_auth() -> AuthTools:
     # Read on their own, and only by who closes an account: a deployment that sells nothing need not have Stripe's key.
     stripe_names = (needed(settings.stripe_secret_key_parameter),)
     stripe_keys = build_secrets(settings, session, stripe_names, clock, telemetry.report)
-    stripe, flush = build_stripe(settings, stripe_keys), build_flush(settings, table, stripe_keys, clock, telemetry)
+    deadline = StripeDeadline(clock)
+    stripe = build_stripe(settings, stripe_keys, deadline)
+    flush = build_flush(settings, table, stripe_keys, clock, telemetry, deadline)
     subscriptions = Subscriptions(table)
     closer = AccountCloser(
         accounts,
@@ -282,6 +289,7 @@ def build_auth() -> AuthTools:
         ),
         second_factor=SecondFactor(pool),
         closer=closer,
+        stripe_deadline=deadline,
         personal_data=PersonalData(accounts, users, preferences),
     )
 
@@ -348,7 +356,7 @@ def build_usage_reset() -> UsageResetTools:
     table, names = build_table(settings, session), (needed(settings.stripe_secret_key_parameter),)
     secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
     meters, catalog = Meters(table), load_catalog(settings.catalog_name)
-    ledger = Ledger(meters, clock, SystemIds())
+    ledger, deadline = Ledger(meters, clock, SystemIds()), StripeDeadline(clock)
     return UsageResetTools(
         clock=clock,
         telemetry=telemetry,
@@ -358,9 +366,10 @@ def build_usage_reset() -> UsageResetTools:
         ledger=ledger,
         closer=build_closer(table, ledger, catalog, clock, telemetry),
         subscriptions=Subscriptions(table),
-        sync=build_sync(settings, table, build_stripe(settings, secrets_of), clock, telemetry),
+        sync=build_sync(settings, table, build_stripe(settings, secrets_of, deadline), clock, telemetry),
+        stripe_deadline=deadline,
         report_overage=build_overage_run(
-            build_reporter(settings, table, secrets_of, clock, telemetry), table, telemetry.report
+            build_reporter(settings, table, secrets_of, clock, telemetry, deadline), table, telemetry.report
         ),
     )
 
@@ -397,12 +406,14 @@ def build_stripe_webhook() -> StripeWebhookTools:
     table, signing = build_table(settings, session), needed(settings.stripe_webhook_secret_parameter)
     names = (needed(settings.stripe_secret_key_parameter), signing)
     secrets_of = build_secrets(settings, session, names, clock, telemetry.report)
-    stripe, queues = build_stripe(settings, secrets_of), queue_client(session, needed(settings.aws_region))
+    deadline, queues = StripeDeadline(clock), queue_client(session, needed(settings.aws_region))
+    stripe = build_stripe(settings, secrets_of, deadline)
     to_queue = EventQueue(queues, needed(settings.stripe_event_queue_url))
     return StripeWebhookTools(
         clock=clock,
         telemetry=telemetry,
         client_ids=settings.cognito_client_ids,
+        stripe_deadline=deadline,
         events=StripeEventFlow(
             StripeEvents(table),
             Subscriptions(table),
@@ -414,7 +425,7 @@ def build_stripe_webhook() -> StripeWebhookTools:
             to_queue=to_queue.send,
             to_dead_letters=EventQueue(queues, needed(settings.stripe_event_dlq_url)).send,
             follow_invoice=InvoiceFollower(
-                build_reporter(settings, table, secrets_of, clock, telemetry), to_queue.send
+                build_reporter(settings, table, secrets_of, clock, telemetry, deadline), to_queue.send
             ).follow,
         ),
         signing_secrets=lambda: tuple(secrets_of.value(signing).split()),
@@ -433,7 +444,8 @@ def build_billing() -> BillingTools:
     # Two readings: where one of the secrets is missing, what does not need it goes on.
     peppers = build_secrets(settings, session, (pepper,), clock, telemetry.report)
     stripe_keys = build_secrets(settings, session, (stripe_key,), clock, telemetry.report)
-    stripe = build_stripe(settings, stripe_keys)
+    deadline = StripeDeadline(clock)
+    stripe = build_stripe(settings, stripe_keys, deadline)
     accounts, subscriptions, meters = build_accounts(settings, table, clock), Subscriptions(table), Meters(table)
     ledger, sync = Ledger(meters, clock, SystemIds()), build_sync(settings, table, stripe, clock, telemetry)
     default_plan_id = catalog.plan(settings.default_plan_id or catalog.default_plan_id).id
@@ -447,6 +459,7 @@ def build_billing() -> BillingTools:
         accounts=accounts,
         subscriptions=subscriptions,
         stripe=stripe,
+        stripe_deadline=deadline,
         checkouts=Checkouts(subscriptions, stripe, sync, catalog, clock, SystemIds()),
         plans=PlanChanger(
             subscriptions,
@@ -455,7 +468,7 @@ def build_billing() -> BillingTools:
             catalog,
             clock,
             SystemIds(),
-            build_flush(settings, table, stripe_keys, clock, telemetry),
+            build_flush(settings, table, stripe_keys, clock, telemetry, deadline),
             default_plan_id=default_plan_id,
         ),
         statuses=BillingStatuses(accounts, subscriptions, stripe, sync, meters, ledger, clock, telemetry.report),
@@ -580,14 +593,20 @@ def build_reports(table: Table, catalog: Catalog, clock: Clock) -> UsageReports:
     return UsageReports(build_roll_ups(table, catalog, clock), Requests(table), Meters(table), catalog, clock)
 
 
-def build_stripe(settings: Settings, secrets_of: Secrets) -> StripeBilling:
+def build_stripe(settings: Settings, secrets_of: Secrets, deadline: StripeDeadline) -> StripeBilling:
     """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
     parameter = needed(settings.stripe_secret_key_parameter)
-    return StripeBilling(lambda: secrets_of.value(parameter), base_url=settings.stripe_api_base_url)
+    base_url = settings.stripe_api_base_url
+    return StripeBilling(lambda: secrets_of.value(parameter), base_url=base_url, deadline=deadline)
 
 
 def build_reporter(
-    settings: Settings, table: Table, secrets_of: Secrets, clock: Clock, telemetry: Telemetry
+    settings: Settings,
+    table: Table,
+    secrets_of: Secrets,
+    clock: Clock,
+    telemetry: Telemetry,
+    deadline: StripeDeadline,
 ) -> OverageReporter:
     """Needs STRIPE_NEEDS; `secrets_of` must hold Stripe's secret key."""
     from tollgate.flows.report_overage import OverageReporter  # noqa: PLC0415  not at the start of the claude function
@@ -600,7 +619,10 @@ def build_reporter(
         Meters(table),
         Subscriptions(table),
         StripeMeter(
-            lambda: secrets_of.value(parameter), billing.meter_event_name, base_url=settings.stripe_api_base_url
+            lambda: secrets_of.value(parameter),
+            billing.meter_event_name,
+            base_url=settings.stripe_api_base_url,
+            deadline=deadline,
         ),
         clock,
         SystemIds(),
@@ -611,14 +633,19 @@ def build_reporter(
 
 
 def build_flush(
-    settings: Settings, table: Table, secrets_of: Secrets, clock: Clock, telemetry: Telemetry
+    settings: Settings,
+    table: Table,
+    secrets_of: Secrets,
+    clock: Clock,
+    telemetry: Telemetry,
+    deadline: StripeDeadline,
 ) -> Callable[[str, str], None]:
     """Of a tenant's user; what does it is loaded for the first one. Needs what `build_reporter` needs."""
 
     def flush(tenant_id: str, user_id: str) -> None:
         from tollgate.flows.flush_overage import flush_overage  # noqa: PLC0415  few requests need it
 
-        reporter = build_reporter(settings, table, secrets_of, clock, telemetry)
+        reporter = build_reporter(settings, table, secrets_of, clock, telemetry, deadline)
         flush_overage(tenant_id, user_id, reporter, telemetry.report)
 
     return flush

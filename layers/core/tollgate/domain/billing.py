@@ -71,6 +71,7 @@ class RemoteCustomer:
     id: str
     tenant_id: str | None
     user_id: str | None
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

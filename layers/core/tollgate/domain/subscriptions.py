@@ -15,6 +15,8 @@ from typing import Final
 LATE_SECONDS: Final = 2 * 3600
 """How long after an instant at which Stripe changes something by itself we look whether it has: a renewal's invoice is
 open for an hour before it is paid."""
+DISPUTED_SECONDS: Final = 24 * 3600
+"""How often we look at a dispute by ourselves: one that was closed untold would lock its payer out for good."""
 LOOK_AGAIN_SECONDS: Final = 3600
 """How soon we look again at what cannot be right as it is, such as a plan that the catalog does not know."""
 
@@ -76,6 +78,8 @@ class RemoteSubscription:
     schedule_id: str | None = None
     owed_since_at: datetime | None = None
     """When the oldest invoice of it that is still open became due; told while a payment is owed, None otherwise."""
+    trial_unpaid: bool = False
+    """Its trial is over, Stripe calls it active or past due, and no invoice was paid since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,21 @@ class RemoteDispute:
     customer_id: str | None
     open: bool
     """False: it was won or lost, or was an inquiry only."""
+    lost: bool = False
+    subscription_id: str | None = None
+    """What the payment was for; told of one that was lost."""
+
+    def blocks(self, subscription: RemoteSubscription | None) -> bool:
+        """Whether the payer is served nothing: it is open, or what it took back had paid for this subscription.
+
+        Otherwise a year is paid, taken back by the bank, and served to its end. Whoever ends that subscription is
+        served again, at first by the default plan.
+        """
+        if self.open:
+            return True
+        if not self.lost or subscription is None or subscription.status.ended:
+            return False
+        return self.subscription_id == subscription.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +149,7 @@ class Subscriber:
     past_due_since_at: datetime | None = None
     """The first failure of the payment that is still owed."""
     dispute_ids: frozenset[str] = frozenset()
-    """Disputes that are open: until they are closed, calls are answered `payment_required`."""
+    """Disputes that are open, or lost by us for the subscription that counts: calls are answered `payment_required`."""
     checkout: OpenCheckout | None = None
     first_key_due: bool = False
     """The plan issues a first API key, it is paid for, and the user has not fetched it yet."""
@@ -157,7 +176,7 @@ class Entitlements:
     """The plan's trial quota, and no overage."""
     overage_blocked: bool = False
     paid: bool = True
-    """False: a payment is disputed."""
+    """False: a payment is disputed, or was taken back."""
     check_at: datetime | None = None
     """When this ends by time alone (the grace after a failed payment): look again then."""
 
@@ -219,6 +238,9 @@ def entitlements_of(subscriber: Subscriber, *, default_plan_id: str, grace_days:
 
     Usage periods are counted from the instant that Stripe counts the subscription's months from, also where the plan is
     paid by the year: what is counted and what the overage price bills are the same month.
+
+    The whole plan is for those who have paid once: after a trial, Stripe calls a subscription active for an hour before
+    it asks for money, and past due when there is none. Until the first payment it is a trial still.
     """
     paid = not subscriber.dispute_ids
     nothing = Entitlements(default_plan_id, None, paid=paid)
@@ -228,34 +250,39 @@ def entitlements_of(subscriber: Subscriber, *, default_plan_id: str, grace_days:
     plan_id, anchor_at = subscription.plan_id, subscription.anchor_at
     match subscription.status:
         case SubscriptionStatus.ACTIVE:
-            return Entitlements(plan_id, anchor_at, paid=paid)
+            return Entitlements(plan_id, anchor_at, trial=subscription.trial_unpaid, paid=paid)
         case SubscriptionStatus.TRIALING:
             return Entitlements(plan_id, anchor_at, trial=True, paid=paid)
         case SubscriptionStatus.PAST_DUE:
             grace_ends_at = (subscriber.past_due_since_at or now) + timedelta(days=grace_days)
             if now < grace_ends_at:
-                return Entitlements(plan_id, anchor_at, overage_blocked=True, paid=paid, check_at=grace_ends_at)
+                unpaid = subscription.trial_unpaid
+                return Entitlements(
+                    plan_id, anchor_at, trial=unpaid, overage_blocked=not unpaid, paid=paid, check_at=grace_ends_at
+                )
             return nothing
         case _:
             return nothing
 
 
-def has_paid(subscription: RemoteSubscription | None, now: datetime) -> bool:
+def has_paid(subscription: RemoteSubscription | None) -> bool:
     """A payment has come in. After a trial Stripe calls it active an hour before it asks for the first one."""
     if subscription is None or subscription.status is not SubscriptionStatus.ACTIVE:
         return False
-    trial_end_at = subscription.trial_end_at
-    return trial_end_at is None or now >= trial_end_at + timedelta(seconds=LATE_SECONDS)
+    return not subscription.trial_unpaid
 
 
 def next_check_at(
     subscription: RemoteSubscription | None, entitlements: Entitlements, now: datetime
 ) -> datetime | None:
-    """When to look again without being told: at the end of a grace, and some time after Stripe acts by itself.
+    """When to look again without being told: at the end of a grace, some time after Stripe acts by itself, and daily at
+    a dispute.
 
     So an event that never came delays what it would have done by hours at most.
     """
     due = [] if entitlements.check_at is None else [entitlements.check_at]
+    if not entitlements.paid:
+        due.append(now + timedelta(seconds=DISPUTED_SECONDS))
     if subscription is not None and not subscription.status.ended:
         acts_at = (
             subscription.trial_end_at,

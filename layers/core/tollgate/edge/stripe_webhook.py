@@ -21,6 +21,7 @@ from tollgate.edge.documents import AnswerDocument
 from tollgate.edge.http_api import HttpApi
 from tollgate.edge.stripe_signatures import SignatureError, verify
 from tollgate.flows.stripe_events import StripeEventFlow
+from tollgate.providers.stripe_client import StripeDeadline
 from tollgate.telemetry import Telemetry
 
 BODY_BYTES_AT_MOST: Final = 256 * 1024
@@ -52,6 +53,9 @@ class Tools(Protocol):
 
     @property
     def events(self) -> StripeEventFlow: ...
+
+    @property
+    def stripe_deadline(self) -> StripeDeadline: ...
 
     @property
     def signing_secrets(self) -> Callable[[], tuple[str, ...]]:
@@ -106,6 +110,8 @@ class StripeDeliveries:
 
     def handle(self, event: dict[str, Any], context: Any) -> dict[str, Any]:  # noqa: ANN401  Lambda's context
         """An HTTP answer; of a batch, the messages to be sent again; of the event bus, nothing that anybody reads."""
+        tools: Tools = self._api.tools
+        tools.stripe_deadline.begin(context.get_remaining_time_in_millis())
         if "Records" in event:
             return self._work(event["Records"])
         if "detail-type" in event and "requestContext" not in event:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tollgate.domain.errors import StaleAccountError, StoreUnavailableError, SupersededError
+from tollgate.domain.errors import StaleAccountError, StoreUnavailableError, StripeRefusedError, SupersededError
 from tollgate.domain.principals import Account
 from tollgate.domain.subscriptions import (
     LOOK_AGAIN_SECONDS,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MAX_ROUNDS: Final = 6
 """Each lost round means that another one has just written for the same user."""
 ROUND_PAUSE_SECONDS: Final = 0.05
+UNKNOWN_CUSTOMER: Final = "customer_unknown"
+"""Our own word, where Stripe has one for each object."""
 
 
 class Journal(Protocol):
@@ -124,7 +126,10 @@ class SubscriptionSync:
         """
         if seen.customer_id is None:
             return None
-        choice = choose_subscription(self._stripe.list_subscriptions(seen.customer_id))
+        found, known = self._stripe.list_subscriptions(seen.customer_id), seen.subscription
+        if not found and known is not None and not known.status.ended and not self._is_deleted(seen, seen.customer_id):
+            raise self._unknown(seen)
+        choice = choose_subscription(found)
         for surplus in choice.surplus:
             self._stripe.cancel_subscription(surplus.id)
             self._journal.measure({"SecondSubscriptions": 1, "StripeAlarms": 1})
@@ -137,6 +142,23 @@ class SubscriptionSync:
             )
         return choice.counts
 
+    def _is_deleted(self, seen: Subscriber, customer_id: str) -> bool:
+        customer = self._stripe.find_customer(customer_id)
+        if customer is None:
+            raise self._unknown(seen)
+        return customer.deleted
+
+    def _unknown(self, seen: Subscriber) -> StripeRefusedError:
+        """Stripe forgets nothing: not to know is to be another account, or the other mode, by a wrong key of ours.
+
+        Nothing is decided by what that one does not know, or everybody would lose what they pay for.
+        """
+        self._journal.measure({"CustomersUnknown": 1, "StripeAlarms": 1})
+        self._journal.event("stripe_knows_no_customer", tenant_id=seen.tenant_id, user_id=seen.user_id)
+        return StripeRefusedError(
+            "Stripe does not know this account's customer. Nothing was changed.", stripe_code=UNKNOWN_CUSTOMER
+        )
+
     def _decide(self, seen: Subscriber, subscription: RemoteSubscription | None, look: Look) -> Subscriber:
         """The subscriber as it is to be written."""
         now = self._now()
@@ -144,22 +166,26 @@ class SubscriptionSync:
             seen,
             subscription=subscription,
             past_due_since_at=past_due_since(seen, subscription, now),
-            dispute_ids=self._open_disputes(seen, look),
+            dispute_ids=self._disputes(seen, subscription, look),
             checkout=None if self._checkout_is_over(seen, look) else seen.checkout,
             first_key_due=not seen.first_key_issued and (seen.first_key_due or self._earns_first_key(subscription)),
             had_trial=seen.had_trial or (subscription is not None and subscription.trial_end_at is not None),
             synced_at=now,
         )
-        if look.customer and seen.customer_id is not None and self._stripe.find_customer(seen.customer_id) is None:
+        if look.customer and seen.customer_id is not None and self._is_deleted(seen, seen.customer_id):
             # Its subscriptions ended with it. The next checkout makes another customer.
             return replace(decided, customer_id=None, subscription=None, past_due_since_at=None)
         return decided
 
-    def _open_disputes(self, seen: Subscriber, look: Look) -> frozenset[str]:
-        """Of those that are known and the one that is hinted at, the ones that Stripe says are open."""
+    def _disputes(self, seen: Subscriber, subscription: RemoteSubscription | None, look: Look) -> frozenset[str]:
+        """Of those that are known and the one that is hinted at, the ones that count by Stripe's word."""
         known = seen.dispute_ids if look.dispute_id is None else seen.dispute_ids | {look.dispute_id}
-        found = [self._stripe.find_dispute(dispute_id) for dispute_id in sorted(known)]
-        return frozenset(dispute.id for dispute in found if dispute is not None and dispute.open)
+        found = {dispute_id: self._stripe.find_dispute(dispute_id) for dispute_id in sorted(known)}
+        if any(dispute is None for dispute in found.values()):
+            raise self._unknown(seen)
+        return frozenset(
+            dispute_id for dispute_id, dispute in found.items() if dispute is not None and dispute.blocks(subscription)
+        )
 
     def _checkout_is_over(self, seen: Subscriber, look: Look) -> bool:
         open_checkout = seen.checkout
@@ -170,7 +196,7 @@ class SubscriptionSync:
 
     def _earns_first_key(self, subscription: RemoteSubscription | None) -> bool:
         plan = None if subscription is None else self._catalog.plans.get(subscription.plan_id or "")
-        return plan is not None and plan.issue_first_key and has_paid(subscription, self._now())
+        return plan is not None and plan.issue_first_key and has_paid(subscription)
 
     # ---- writing
 

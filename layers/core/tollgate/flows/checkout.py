@@ -82,7 +82,7 @@ class Checkouts:
         `payment_pending`, `checkout_in_progress`).
         """
         plan = self._sold_plan(order)
-        promotion_id = self._promotion(order)
+        promotion_id = self._promotion(account, order)
         for _ in range(MAX_ROUNDS):
             subscriber = self._with_customer(account)
             checkout = self._claimed(subscriber, order)
@@ -107,14 +107,15 @@ class Checkouts:
             raise not_sold()
         return plan
 
-    def _promotion(self, order: Order) -> str | None:
+    def _promotion(self, account: Account, order: Order) -> str | None:
         if order.promotion is None:
             return None
-        found = self._stripe.find_promotion(order.promotion) if self._catalog.billing.promotion_codes else None
+        if not self._catalog.billing.promotion_codes:
+            raise _no_promotion()
+        customer_id = self._subscriptions.find(account.tenant_id, account.user_id).customer_id
+        found = self._stripe.find_promotion(order.promotion, customer_id)
         if found is None:
-            raise NotFoundError(
-                "promotion: there is no such promotion code, or not any more", error_code="promotion_not_found"
-            )
+            raise _no_promotion()
         return found
 
     def _with_customer(self, account: Account) -> Subscriber:
@@ -197,6 +198,9 @@ class Checkouts:
                 return None
             if error.stripe_param == "customer" and self._is_customer_gone(subscriber):
                 return None
+            if wish.promotion_id is not None and (error.stripe_param or "").startswith("discounts"):
+                # It is for first orders, or for dearer ones; or it was used up just now.
+                raise _no_promotion() from error
             raise
         if not self._subscriptions.note_checkout(tenant_id, user_id, wish.claim, session.id, session.url or ""):
             self._end(subscriber, session.id)
@@ -257,6 +261,13 @@ def not_sold() -> NotFoundError:
     """The same for a plan that does not exist as for one that cannot be bought, or not by the year."""
     return NotFoundError(
         "plan: not sold, or not with this interval; GET /billing/plans lists what is", error_code="plan_not_sold"
+    )
+
+
+def _no_promotion() -> NotFoundError:
+    """The same for one that is for others: who asks learns nothing about them."""
+    return NotFoundError(
+        "promotion: there is no such promotion code for this order, or not any more", error_code="promotion_not_found"
     )
 
 

@@ -1,8 +1,8 @@
 """What follows from Stripe's events: take each once, do what its type leads to, and only then call it done.
 
 A delivery is answered after its effects: at once where one look at Stripe is enough, else when the work is in the
-queue. What Stripe refuses for good goes to the queue of dead letters, where an operator finds it; all else that fails
-is tried again by whoever delivered it.
+queue. What Stripe refuses for good goes to the queue of dead letters, where an operator finds it; all else that fails,
+also for a key of ours that is wrong or revoked, is tried again by whoever delivered it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 from tollgate.domain.errors import ConflictError, StoreUnavailableError, StripeRefusedError, TollgateError
 from tollgate.domain.stripe_events import Action, StripeEvent
 from tollgate.domain.subscriptions import RemoteRefund
-from tollgate.flows.apply_subscription import NOTHING_ELSE, Journal, Look, SubscriptionSync
+from tollgate.flows.apply_subscription import NOTHING_ELSE, UNKNOWN_CUSTOMER, Journal, Look, SubscriptionSync
+from tollgate.providers.stripe_client import KEY_REFUSED
 from tollgate.storage.stripe_events import Lease, Part, Start, StripeEvents
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ FollowInvoice = Callable[[StripeEvent, str, str], object]
 """Sees to the overage on an invoice of a user (`tollgate.flows.report_overage`)."""
 
 _OWNER_LENGTH: Final = 16
+_MAY_BE_MENDED: Final = frozenset({KEY_REFUSED, UNKNOWN_CUSTOMER})
+"""What is wrong with our key, not with the event: Stripe repeats it for three days, in which the key is put right."""
 
 
 class Outcome(StrEnum):
@@ -87,7 +90,7 @@ class StripeEventFlow:
         """A delivery whose sender waits for the answer; whatever is returned, Stripe need not send it again.
 
         Raises ConflictError while another delivery of the same event is under way, StripeUnavailableError,
-        StoreUnavailableError: it must be sent again.
+        StoreUnavailableError, StripeRefusedError where it is our key that Stripe refuses: it must be sent again.
         """
         reaction = event.reaction
         if reaction is None:
@@ -128,7 +131,7 @@ class StripeEventFlow:
         try:
             effect(event)
         except TollgateError as error:
-            if part is Part.WORK or not isinstance(error, StripeRefusedError):
+            if part is Part.WORK or not isinstance(error, StripeRefusedError) or error.stripe_code in _MAY_BE_MENDED:
                 self._give_back(lease)
                 raise
             self._bury(event, error)
@@ -198,8 +201,12 @@ class StripeEventFlow:
             self._journal.event("stripe_customer_unknown", event_id=event.id, event_type=event.type)
             return
         self._sync.sync(*owner, Look(dispute_id=dispute.id))
+        if dispute.lost:
+            # The money is gone, and the subscription it had paid for serves nobody: an operator ends it, or does not.
+            self._journal.measure({"DisputesLost": 1, "StripeAlarms": 1})
+        closed = "dispute_lost" if dispute.lost else "dispute_closed"
         self._journal.event(
-            "payment_disputed" if dispute.open else "dispute_closed",
+            "payment_disputed" if dispute.open else closed,
             event_id=event.id,
             tenant_id=owner[0],
             user_id=owner[1],

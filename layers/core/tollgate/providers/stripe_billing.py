@@ -39,7 +39,7 @@ from tollgate.domain.subscriptions import (
     RemoteSubscription,
     SubscriptionStatus,
 )
-from tollgate.providers.stripe_client import StripeConnection, plain, stripe_errors
+from tollgate.providers.stripe_client import StripeConnection, StripeDeadline, plain, stripe_errors
 
 if TYPE_CHECKING:
     import stripe
@@ -53,6 +53,8 @@ _MISSING: Final = "resource_missing"
 _OWING: Final = frozenset({SubscriptionStatus.PAST_DUE, SubscriptionStatus.UNPAID})
 _OPEN_DISPUTES: Final = frozenset({"needs_response", "under_review"})
 """A `warning_…` is an inquiry: no money has moved, and most of them end so."""
+_LOST: Final = "lost"
+_AFTER_TRIAL: Final = frozenset({SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE})
 _LIVE_SCHEDULES: Final = frozenset({"active", "not_started"})
 
 
@@ -65,9 +67,10 @@ class StripeBilling:
         *,
         base_url: str | None = None,
         http_client: stripe.HTTPClient | None = None,
+        deadline: StripeDeadline | None = None,
     ) -> None:
         """`secret` gives the key of the moment; `base_url` and `http_client`: another Stripe, another wire."""
-        self._stripe = StripeConnection(secret, base_url=base_url, http_client=http_client)
+        self._stripe = StripeConnection(secret, base_url=base_url, http_client=http_client, deadline=deadline)
 
     # ---- customers
 
@@ -80,12 +83,13 @@ class StripeBilling:
         return str(customer["id"])
 
     def find_customer(self, customer_id: str) -> RemoteCustomer | None:
-        """None when it was deleted, or never was."""
+        """None when this account never had it; one that was deleted is known for ever."""
         found = self._find(lambda api: api.v1.customers.retrieve(customer_id))
-        if found is None or found.get("deleted"):
+        if found is None:
             return None
         metadata = found.get("metadata") or {}
-        return RemoteCustomer(customer_id, metadata.get(TENANT_FIELD), metadata.get(USER_FIELD))
+        deleted = bool(found.get("deleted"))
+        return RemoteCustomer(customer_id, metadata.get(TENANT_FIELD), metadata.get(USER_FIELD), deleted)
 
     def customer_of(self, kind: str, object_id: str) -> str | None:
         """The customer of a subscription, invoice, charge, payment intent or checkout session; None: no such thing."""
@@ -171,11 +175,15 @@ class StripeBilling:
                 raise
             return found
 
-    def find_promotion(self, code: str) -> str | None:
-        """The id of the promotion code that a user would type, when it is active."""
-        params = {"code": code, "active": True, "limit": 1}
+    def find_promotion(self, code: str, customer_id: str | None) -> str | None:
+        """The id of the promotion code that the customer would type, when it is active and not for others only.
+
+        The same code may be several, each for one customer; the customer's own comes first.
+        """
+        params = {"code": code, "active": True, "limit": PAGE}
         found = self._ask(lambda api: api.v1.promotion_codes.list(_any(params)))["data"]
-        return str(found[0]["id"]) if found else None
+        ids = {_id(one.get("customer")): str(one["id"]) for one in found}
+        return ids.get(customer_id) or ids.get(None)
 
     def create_portal(self, customer_id: str, return_url: str) -> str:
         """Where the customer sees invoices, changes the card and cancels; the address is good for minutes."""
@@ -279,7 +287,22 @@ class StripeBilling:
             charge_id=_id(charge) or "",
             customer_id=_id(charge.get("customer")) if isinstance(charge, dict) else None,
             open=found["status"] in _OPEN_DISPUTES,
+            lost=found["status"] == _LOST,
+            subscription_id=self._subscription_paid_by(charge) if found["status"] == _LOST else None,
         )
+
+    def _subscription_paid_by(self, charge: Any) -> str | None:  # noqa: ANN401  id or object
+        """By way of the invoice: a charge names only its payment."""
+        intent = _id(charge.get("payment_intent")) if isinstance(charge, dict) else None
+        if intent is None:
+            return None
+        payment = {"type": "payment_intent", "payment_intent": intent}
+        params = {"payment": payment, "expand": ["data.invoice"], "limit": PAGE}
+        for paid in self._all(lambda api: api.v1.invoice_payments.list(_any(params))):
+            parent = paid["invoice"].get("parent") or {}
+            if subscription_id := _id((parent.get("subscription_details") or {}).get("subscription")):
+                return subscription_id
+        return None
 
     def find_refund(self, refund_id: str) -> RemoteRefund | None:
         found = self._find(lambda api: api.v1.refunds.retrieve(refund_id, _any({"expand": ["charge"]})))
@@ -353,7 +376,7 @@ class StripeBilling:
         if found["items"].get("has_more"):
             params = {"subscription": found["id"], "limit": PAGE}
             found["items"]["data"] = self._all(lambda api: api.v1.subscription_items.list(_any(params)))
-        subscription = _subscription(found)
+        subscription = self._told_if_unpaid(_subscription(found))
         if subscription.status not in _OWING:
             return subscription
         params = {"subscription": subscription.id, "status": "open", "limit": PAGE}
@@ -363,6 +386,20 @@ class StripeBilling:
             for invoice in open_invoices
         ]
         return replace(subscription, owed_since_at=min(since, default=None))
+
+    def _told_if_unpaid(self, subscription: RemoteSubscription) -> RemoteSubscription:
+        """With whether a trial was followed by a payment, or by an invoice that a coupon or credit has paid.
+
+        An invoice of nothing that was made before the trial's end, as at its beginning, is no payment.
+        """
+        ended_at = subscription.trial_end_at
+        if ended_at is None or subscription.status not in _AFTER_TRIAL:
+            return subscription
+        # The newest hundred are enough: of those after a trial, the newest is.
+        params = {"subscription": subscription.id, "status": "paid", "limit": PAGE}
+        invoices = self._ask(lambda api: api.v1.invoices.list(_any(params)))["data"]
+        paid = any(one["amount_paid"] > 0 or _instant(one["created"]) >= ended_at for one in invoices)
+        return replace(subscription, trial_unpaid=not paid)
 
 
 # --- From Stripe's objects

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tollgate.domain.errors import StripeRefusedError
 from tollgate.domain.overage import BilledLine, MeteredItem
 from tollgate.domain.subscriptions import SubscriptionStatus
-from tollgate.providers.stripe_client import StripeConnection, plain, stripe_errors
+from tollgate.providers.stripe_client import StripeConnection, StripeDeadline, plain, stripe_errors
 
 if TYPE_CHECKING:
     import stripe
@@ -36,8 +36,9 @@ class StripeMeter:
         *,
         base_url: str | None = None,
         http_client: stripe.HTTPClient | None = None,
+        deadline: StripeDeadline | None = None,
     ) -> None:
-        self._stripe = StripeConnection(secret, base_url=base_url, http_client=http_client)
+        self._stripe = StripeConnection(secret, base_url=base_url, http_client=http_client, deadline=deadline)
         self._event_name = event_name
         self._meter_id: str | None = None
         self._meters_of_prices: dict[str, str | None] = {}

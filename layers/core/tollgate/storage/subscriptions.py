@@ -393,6 +393,7 @@ def _subscription_fields(subscription: RemoteSubscription | None) -> dict[str, s
         "pending_at": _seconds(subscription.pending_at),
         "schedule_id": subscription.schedule_id,
         "owed_since_at": _seconds(subscription.owed_since_at),
+        "trial_unpaid": subscription.trial_unpaid or None,
     }
 
 
@@ -420,6 +421,7 @@ def _subscription_of(item: dict[str, Any]) -> RemoteSubscription | None:
         pending_at=_instant(item.get("pending_at")),
         schedule_id=item.get("schedule_id"),
         owed_since_at=_instant(item.get("owed_since_at")),
+        trial_unpaid=item.get("trial_unpaid", False),
     )
 
 
