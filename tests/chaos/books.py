@@ -34,11 +34,13 @@ class Held:
 
     call_id: str
     key: Key
-    reservation_id: str
+    nonce: str
     amount_tokens: int
     bound_tokens: int
     ends: list[End] = field(default_factory=list)
-    reserved_again: int = 0
+    correction: tuple[int, int] | None = None
+    """Charged and written off, as differences."""
+    reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,51 +98,66 @@ class Books:
 
     def _meter_update(self, call_id: str, request: Item, *, kind: str) -> None:
         values, expression = request.get("ExpressionAttributeValues", {}), request["UpdateExpression"]
+        key = (request["Key"]["PK"]["S"], request["Key"]["SK"]["S"])
         removed = expression.partition(" REMOVE ")[2]
         if ":bigger" in values:
-            amount, _, nonce, *_ = values[":bigger"]["S"].split(":")
-            self.held[nonce].amount_tokens = int(amount)
+            text = values[":bigger"]["S"]
+            held = self._hold(call_id, key, text)
+            held.amount_tokens = max(held.amount_tokens, int(text.partition(":")[0]))
             self.seen["top_ups"] += 1
         elif "#r" in removed:
-            self._ended(call_id, values, kind)
+            self._ended(call_id, key, values, kind)
         elif "#r = :reservation" in expression:
-            self._reserved(call_id, request, values[":reservation"]["S"])
+            self._reserved(call_id, key, values[":reservation"]["S"])
         else:
             self.seen["tombstones"] += 1
 
-    def _reserved(self, call_id: str, request: Item, text: str) -> None:
+    def _hold(self, call_id: str, key: Key, text: str) -> Held:
+        """By its nonce. Answers reach the books in another order than the engine gave them: any may be the first."""
         amount, _, nonce, bound, *_ = text.split(":")
-        self.seen["reserved"] += 1
-        key = (request["Key"]["PK"]["S"], request["Key"]["SK"]["S"])
-        name = request["ExpressionAttributeNames"]["#r"].removeprefix("r#")
-        held = self.held.setdefault(nonce, Held(call_id, key, name, int(amount), int(bound)))
-        held.amount_tokens = int(amount)
-        held.reserved_again += 1
-        if held.reserved_again > 1:
-            self.report("double_bill", call_id, f"{name} {nonce} was reserved {held.reserved_again} times")
+        return self.held.setdefault(nonce, Held(call_id, key, nonce, int(amount), int(bound)))
 
-    def _ended(self, call_id: str, values: Item, kind: str) -> None:
-        nonce = values[":reservation"]["S"].split(":")[2]
-        held = self.held[nonce]
+    def _reserved(self, call_id: str, key: Key, text: str) -> None:
+        self.seen["reserved"] += 1
+        held = self._hold(call_id, key, text)
+        held.call_id = call_id
+        held.reserved += 1
+        if held.reserved > 1:
+            self.report("double_bill", call_id, f"{held.nonce} was reserved {held.reserved} times")
+
+    def _ended(self, call_id: str, key: Key, values: Item, kind: str) -> None:
+        text = values[":reservation"]["S"]
+        held = self._hold(call_id, key, text)
+        held.amount_tokens = int(text.partition(":")[0])  # what the write was fenced by
         end = End(kind, int(values[":charged"]["N"]), int(values[":written_off"]["N"]))
         held.ends.append(end)
         self.seen[kind] += 1
         if len(held.ends) > 1:
-            self.report("double_bill", held.call_id, f"{nonce} ended {len(held.ends)} times, last by {call_id}")
+            self.report("double_bill", held.call_id, f"{held.nonce} ended {len(held.ends)} times, last by {call_id}")
         if end.charged_tokens > held.amount_tokens:
             self.report("over_quota", held.call_id, f"{end.charged_tokens} charged of {held.amount_tokens} reserved")
 
     def _corrected(self, call_id: str, record: Item, meter: Item) -> None:
-        nonce = record["Key"]["SK"]["S"].rpartition("#")[2]
-        held, values = self.held[nonce], meter["ExpressionAttributeValues"]
+        nonce, values = record["Key"]["SK"]["S"].rpartition("#")[2], meter["ExpressionAttributeValues"]
         self.seen["corrected"] += 1
-        if not held.ends or held.ends[0].kind != "swept":
-            self.report("double_bill", call_id, f"{nonce} corrected after {[end.kind for end in held.ends]}")
+        held = self.held.get(nonce)
+        if held is None or held.correction is not None:
+            self.report("double_bill", call_id, f"{nonce} corrected again, or never reserved")
             return
-        end = held.ends[0]
-        end.kind = "corrected"
-        end.charged_tokens += int(values[":charged"]["N"])
-        end.written_off_tokens += int(values[":written_off"]["N"])
+        held.correction = int(values[":charged"]["N"]), int(values[":written_off"]["N"])
+
+    def finish(self) -> None:
+        """All answers have come: corrections change the ends that they correct."""
+        for held in self.held.values():
+            if held.correction is None:
+                continue
+            if [end.kind for end in held.ends] != ["swept"]:
+                self.report("double_bill", held.call_id, f"corrected, but not swept: {held}")
+                continue
+            [end] = held.ends
+            end.kind = "corrected"
+            end.charged_tokens += held.correction[0]
+            end.written_off_tokens += held.correction[1]
 
     def _check_item(self, call_id: str, request: Item, item: Item | None) -> None:
         """Conservation and quota after this very write, from the item that it returned."""

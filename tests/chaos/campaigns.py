@@ -73,7 +73,8 @@ class Part:
 
     def document(self) -> dict[str, Any]:
         found = asdict(self)
-        found["figures"] = dict(sorted(self.figures.items()))
+        found["figures"] = dict(sorted(self.figures.items()))  # asdict makes nonsense of a Counter
+        found["kinds"] = dict(self.kinds)
         found["violations"] = self.violations[:50]
         return found
 

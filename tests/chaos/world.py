@@ -206,6 +206,7 @@ class World:
     # ---- the reckoning
 
     def _reckon(self, users: list[User], books: Books, results: list[Result], report: Report) -> None:
+        books.finish()
         for item in self._items(users, "USAGE#"):
             books.reckon_meter(item)
             report.figures["meters"] += 1
@@ -251,12 +252,14 @@ def _judge_call(
     most = max(amount, found.final_tokens) if exchange.received or not by_owner else amount
     if charged > most:
         books.report("double_bill", call.id, f"{charged} charged; reserved {amount}, used {found.final_tokens}: {held}")
-    if exchange.refused and any(end.charged_tokens for end in by_owner):
+    # One that nobody waited for any more is unknown to the function: it may have been processed.
+    waited = result.error_code not in ("deadline_reached", "upstream_lost")
+    if exchange.refused and waited and any(end.charged_tokens for end in by_owner):
         books.report("double_bill", call.id, f"{charged} charged for a refusal: {held}")
     if call.calm and call.kill is None and call.fate in CUTS and by_owner and person is WIDE:
         _judge_cut(call, found, booked, amount, books)
     read = exchange.whole and passed == found.final_tokens
-    if read and by_owner and found.final_at is not None and booked != found.final_tokens:
+    if read and by_owner == ends and found.final_at is not None and booked != found.final_tokens:
         books.report("conservation", call.id, f"{booked} booked for an answer of {found.final_tokens}: {held}")
 
 

@@ -84,7 +84,7 @@ def _change_often(billing: StripeBilling, customer: str) -> None:
         (subscription,) = billing.list_subscriptions(customer)
         return PlanChange(subscription, plan, interval, OVERAGE, **more)
 
-    billing.change_plan(change("enterprise", Interval.MONTH))
+    billing.change_plan(change("enterprise", Interval.MONTH, restarts=True, paid_or_refused=True))
     billing.change_plan(change("enterprise", Interval.YEAR, restarts=True))
     later = billing.schedule_change(change("pro", Interval.MONTH))
     assert later.schedule_id is not None

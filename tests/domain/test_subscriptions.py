@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import permutations
 
@@ -12,6 +13,7 @@ from tollgate.domain.subscriptions import (
     LATE_SECONDS,
     LOOK_AGAIN_SECONDS,
     Entitlements,
+    RemoteDispute,
     RemoteSubscription,
     Subscriber,
     SubscriptionStatus,
@@ -78,6 +80,35 @@ def test_an_open_dispute_is_unpaid_whatever_else_there_is(status: SubscriptionSt
 
     assert entitled(subscriber).paid is False
     assert entitled(a_subscriber(a_subscription(status=status))).paid is True
+
+
+# ---- disputes
+
+
+LOST = RemoteDispute("du_1", "ch_1", "cus_1", open=False, lost=True, subscription_id="sub_1")
+
+
+@pytest.mark.parametrize("status", SubscriptionStatus)
+def test_a_lost_dispute_counts_while_what_it_had_paid_for_is_not_over(status: SubscriptionStatus) -> None:
+    assert LOST.blocks(a_subscription(status=status)) is not status.ended
+
+
+def test_a_lost_dispute_is_nothing_to_another_subscription_nor_to_none() -> None:
+    assert LOST.blocks(a_subscription(id="sub_2")) is False
+    assert LOST.blocks(None) is False
+    assert replace(LOST, subscription_id=None).blocks(a_subscription()) is False
+
+
+def test_an_open_dispute_counts_always_and_one_that_was_won_never() -> None:
+    for subscription in (None, a_subscription(), a_subscription(id="sub_2")):
+        assert replace(LOST, open=True, lost=False).blocks(subscription) is True
+        assert replace(LOST, lost=False).blocks(subscription) is False
+
+
+def test_a_dispute_is_looked_at_each_day_whatever_else_there_is() -> None:
+    disputed = Entitlements("pro", None, paid=False)
+    for subscription in (None, a_subscription(), a_subscription(status=SubscriptionStatus.CANCELED)):
+        assert next_check_at(subscription, disputed, NOW) == NOW + DAY
 
 
 # ---- since when a payment is owed
@@ -205,8 +236,28 @@ def test_only_an_active_subscription_has_been_paid_for(status: SubscriptionStatu
     assert has_paid(None) is False
 
 
-@pytest.mark.parametrize(("seconds", "paid"), [(-1, False), (0, True), (1, True)], ids=["below", "at", "above"])
-def test_after_a_trial_the_first_payment_is_waited_for(seconds: int, paid: bool) -> None:
-    subscription = a_subscription(trial_end_at=NOW)
+def test_after_a_trial_the_first_payment_is_waited_for() -> None:
+    assert has_paid(a_subscription(trial_end_at=NOW, trial_unpaid=True)) is False
+    assert has_paid(a_subscription(trial_end_at=NOW)) is True
 
-    assert has_paid(subscription, NOW + timedelta(seconds=LATE_SECONDS + seconds)) is paid
+
+def test_who_has_never_paid_after_a_trial_is_still_in_it() -> None:
+    subscription = a_subscription(trial_end_at=NOW - DAY, trial_unpaid=True)
+
+    assert entitled(a_subscriber(subscription)) == Entitlements("pro", subscription.anchor_at, trial=True)
+
+
+@pytest.mark.parametrize(
+    ("after_grace", "plan_id"),
+    [(-SECOND, "pro"), (timedelta(0), "free"), (SECOND, "free")],
+    ids=["below", "at", "above"],
+)
+def test_a_trial_that_never_pays_gets_no_more_than_the_trial_until_the_grace_is_over(
+    after_grace: timedelta, plan_id: str
+) -> None:
+    since = NOW - DAY
+    owing = a_subscription(status=SubscriptionStatus.PAST_DUE, trial_end_at=since, trial_unpaid=True)
+
+    found = entitled(a_subscriber(owing, past_due_since_at=since), since + GRACE_DAYS * DAY + after_grace)
+
+    assert (found.plan_id, found.trial, found.overage_blocked) == (plan_id, plan_id == "pro", False)

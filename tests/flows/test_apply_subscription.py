@@ -18,7 +18,7 @@ from tests.simulation.memory_table import MemoryTable
 from tests.support.ledger_world import Counting
 from tests.support.scripted_dynamodb import ScriptedClient
 from tollgate.catalog.loader import load_catalog
-from tollgate.domain.errors import StripeUnavailableError
+from tollgate.domain.errors import StripeRefusedError, StripeUnavailableError
 from tollgate.domain.principals import Profile
 from tollgate.domain.subscriptions import Interval
 from tollgate.flows.apply_subscription import Look, SubscriptionSync
@@ -244,6 +244,101 @@ def test_a_deleted_customer_is_let_go_and_the_next_one_is_the_users_too(world: B
     world.buy("enterprise")
     world.sync()
     assert world.profile.plan_id == "enterprise"
+
+
+def another_account(world: BillingWorld) -> SubscriptionSync:
+    """A process whose key is of another account, or of the other mode."""
+    other = StripeWorld(now=START, seed=2, webhook_secret="whsec_2", account_id="acct_2", contract=contract())
+    ledger = Ledger(Meters(world.table), world, Counting())
+    billing = StripeBilling(lambda: "sk_test_2", http_client=InProcess(other))
+    return SubscriptionSync(world.subscriptions, world.users, ledger, billing, CATALOG, world, Counting(), world)
+
+
+@pytest.mark.parametrize("look", [Look(), Look(customer=True), Look(checkout_id="cs_1")])
+def test_a_key_of_another_account_takes_no_plan_away_and_forgets_no_customer(world: BillingWorld, look: Look) -> None:
+    world.buy("pro")
+    world.sync()
+    before = (world.subscriptions.find("main", "ada"), world.profile)
+
+    with pytest.raises(StripeRefusedError) as refused:
+        another_account(world).sync("main", "ada", look)
+
+    assert refused.value.stripe_code == "customer_unknown"
+    assert (world.subscriptions.find("main", "ada"), world.profile) == before
+    assert {"CustomersUnknown", "StripeAlarms"} <= set(world.told)
+
+
+def test_a_key_of_another_account_forgets_no_customer_who_has_bought_nothing(world: BillingWorld) -> None:
+    with pytest.raises(StripeRefusedError):
+        another_account(world).sync("main", "ada", Look(customer=True))
+    assert world.subscriptions.find("main", "ada").customer_id == world.customer_id
+
+
+def test_a_key_of_another_account_ends_no_dispute(world: BillingWorld) -> None:
+    subscription_id = world.buy("pro")
+    disputed(world)
+    world.stripe.subscriptions.end(world.stripe.store.get("subscription", subscription_id))
+    world.sync()
+    with pytest.raises(StripeRefusedError):
+        another_account(world).sync("main", "ada")
+    assert world.profile.paid is False
+
+
+# ---- disputes
+
+
+def disputed(world: BillingWorld) -> str:
+    """The newest payment; the dispute's id."""
+    dispute_id = str(world.stripe.dispute(world.stripe.all("charge")[-1]["id"])["id"])
+    world.sync(Look(dispute_id=dispute_id))
+    return dispute_id
+
+
+def test_a_year_that_was_paid_and_taken_back_is_not_served(world: BillingWorld) -> None:
+    world.buy("enterprise", Interval.YEAR)
+    dispute_id = disputed(world)
+    assert world.profile.paid is False
+    world.stripe.close_dispute(dispute_id, won=False)
+    world.sync(Look(dispute_id=dispute_id))
+    assert (world.profile.plan_id, world.profile.paid) == ("enterprise", False)
+    world.sync()
+    assert world.profile.paid is False
+
+
+def test_who_ends_what_was_taken_back_and_buys_again_is_served(world: BillingWorld) -> None:
+    first = world.buy("pro")
+    world.stripe.close_dispute(disputed(world), won=False)
+    world.stripe.subscriptions.end(world.stripe.store.get("subscription", first))
+    world.sync()
+    assert (world.profile.plan_id, world.profile.paid) == ("free", True)
+
+    world.pass_time(timedelta(minutes=1))
+    world.buy("pro")
+    world.sync()
+    assert (world.profile.plan_id, world.profile.paid) == ("pro", True)
+
+
+def test_a_lost_dispute_of_an_earlier_subscription_that_is_told_late_is_nothing_to_the_next(
+    world: BillingWorld,
+) -> None:
+    first = world.buy("pro")
+    dispute_id = str(world.stripe.dispute(world.stripe.all("charge")[-1]["id"])["id"])
+    world.stripe.subscriptions.end(world.stripe.store.get("subscription", first))
+    world.pass_time(timedelta(minutes=1))
+    world.buy("pro")
+    world.stripe.close_dispute(dispute_id, won=False)
+    world.sync(Look(dispute_id=dispute_id))
+    assert (world.profile.plan_id, world.profile.paid) == ("pro", True)
+
+
+def test_a_dispute_that_was_won_untold_is_found_within_a_day(world: BillingWorld) -> None:
+    world.buy("enterprise", Interval.YEAR)
+    world.stripe.close_dispute(disputed(world), won=True)
+    world.pass_time(DAY - timedelta(seconds=1))
+    assert world.run_hourly().synced_subscribers == 0
+    world.pass_time(timedelta(seconds=1))
+    assert world.run_hourly().synced_subscribers == 1
+    assert world.profile.paid is True
 
 
 def test_while_stripe_is_silent_nothing_changes(world: BillingWorld) -> None:

@@ -254,9 +254,10 @@ class TestACompleteAnswer:
             world.reply = Reply()
             world.send()
             calls.append(world.client.calls.copy())
-        assert before == [1, 1, 2, 1]
+        assert before == [1, 1, 3, 1]
         assert calls[0] == calls[1] == calls[3] == ["UpdateItem", "UpdateItem", "PutItem"]
-        assert calls[2] == ["UpdateItem", "PutItem", "UpdateItem", "PutItem"]
+        # The profile is read anew once a minute, whoever calls.
+        assert calls[2] == ["GetItem", "UpdateItem", "PutItem", "UpdateItem", "PutItem"]
 
     def test_whose_request_did_not_get_out_is_no_activity(self) -> None:
         upstream = FakeUpstream()

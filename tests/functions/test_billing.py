@@ -179,6 +179,35 @@ def test_a_promotion_code_that_nobody_made_is_refused_by_name(billing: BillingFu
     assert (answer.status, answer.code) == (404, "promotion_not_found")
 
 
+def test_a_promotion_code_for_another_customer_is_as_one_that_nobody_made(billing: BillingFunction) -> None:
+    billing.checkout("team", user=billing.eve)
+    eve = billing.subscriber(billing.eve).customer_id
+    client = billing.api()
+    coupon = client.v1.coupons.create({"percent_off": 20, "duration": "once"})
+    promotion = {"type": "coupon", "coupon": coupon["id"]}
+    code = f"ONLY{billing.eve.upper().replace('-', '')}"
+    client.v1.promotion_codes.create({"promotion": promotion, "code": code, "customer": eve})
+
+    for _ in range(2):  # without a customer, and with one
+        answer = billing.order("team", promotion=code)
+        assert (answer.status, answer.code) == (404, "promotion_not_found")
+        billing.checkout("team")
+    billing.world.complete_checkout(billing.checkout("team", user=billing.eve, promotion=code))
+    assert [invoice["total"] for invoice in billing.of_customer("invoice", billing.eve)] == [7920]
+
+
+def test_a_customer_that_was_deleted_is_not_given_to_the_next_order(billing: BillingFunction) -> None:
+    """Stripe answers the same request under the same key with what it made the first time, for a day."""
+    billing.checkout("team")
+    first = billing.subscriber().customer_id
+    assert first is not None
+    billing.world.delete_customer(first)
+    billing.world.complete_checkout(billing.checkout("pro", "year"))
+    second = billing.subscriber().customer_id
+    assert second not in {None, first}
+    assert billing.status()["plan"]["id"] == "pro"
+
+
 @pytest.mark.parametrize(
     ("plan", "interval"), [("free", "month"), ("gift", "month"), ("nosuch", "month"), ("free", "year")]
 )

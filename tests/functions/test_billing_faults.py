@@ -5,6 +5,8 @@ Whatever fails at whichever call, asking again ends in the same state: one custo
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
@@ -12,6 +14,7 @@ import pytest
 
 from dev.stripe_double.faults import NOTHING, Fault, ScriptedFaults
 from tests.support.billing_function import RETURN_URL, Answer, BillingFunction, billing_function
+from tests.support.lambda_context import LambdaContext
 
 numbers = count(1)
 
@@ -52,6 +55,20 @@ def test_while_stripe_is_down_callers_are_told_when_to_come_back(
     assert (answer.status, answer.code) == (503, "stripe_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
     assert "x-should-retry" not in answer.headers
+
+
+def test_while_stripe_is_slow_callers_are_answered_before_the_function_is_killed(billing: BillingFunction) -> None:
+    billing.subscribe("team")
+    over = threading.Event()
+    billing.wire.faults = lambda *_: Fault.SLOW if over.wait(20) else None
+    began = time.monotonic()
+    answer = billing.ask("GET", "/billing/invoices", context=LambdaContext(remaining_ms=3000))
+    took = time.monotonic() - began
+    over.set()
+    assert (answer.status, answer.code) == (503, "stripe_unavailable")
+    assert took < 3
+    billing.wire.faults = NOTHING
+    assert billing.ask("GET", "/billing/invoices").status == 200
 
 
 def test_while_stripe_is_down_the_status_is_what_was_known(billing: BillingFunction) -> None:

@@ -36,6 +36,37 @@ def test_a_plan_may_begin_with_a_trial_of_a_smaller_quota_and_no_overage(billing
     assert billing.status()["overage"]["allowed"] is True  # as was chosen
 
 
+def test_a_trial_that_never_pays_stays_one_and_a_payment_gives_the_plan(billing: BillingFunction) -> None:
+    ends_at = datetime.fromisoformat(billing.subscribe("pro")["subscription"]["trial_ends_at"])
+    billing.ask("POST", "/billing/overage", {"enabled": True})
+    billing.world.fail_payments(billing.subscriber().customer_id or "")
+    for seconds, state in ((-1, "trialing"), (0, "active"), (1, "active"), (20 * 60, "active"), (7200, "past_due")):
+        billing.pass_time(ends_at + timedelta(seconds=seconds) - billing.world.now)
+        status = billing.sync()
+        assert (status["subscription"]["state"], status["plan"]["id"]) == (state, "pro"), seconds
+        assert (status["tokens"]["quota"], status["overage"]["allowed"]) == (200_000, False), seconds
+        assert status["first_key_available"] is False
+
+    billing.world.fail_payments(billing.subscriber().customer_id or "", on=False)
+    [invoice] = [one for one in billing.of_customer("invoice") if one["status"] == "open"]
+    billing.api().v1.invoices.pay(invoice["id"])
+    status = billing.sync()
+    assert (status["subscription"]["state"], status["tokens"]["quota"]) == ("active", 2_000_000)
+    assert (status["overage"]["allowed"], status["first_key_available"]) == (True, True)
+
+
+def test_a_trial_whose_first_month_a_coupon_pays_is_over(billing: BillingFunction) -> None:
+    client = billing.api()
+    coupon = client.v1.coupons.create({"percent_off": 100, "duration": "forever"})
+    client.v1.promotion_codes.create({"promotion": {"type": "coupon", "coupon": coupon["id"]}, "code": "ALL"})
+    billing.world.complete_checkout(billing.checkout("pro", promotion="ALL"))
+    assert billing.sync()["tokens"]["quota"] == 200_000
+    billing.pass_time(timedelta(days=14, hours=2))
+    status = billing.sync()
+    assert (status["subscription"]["state"], status["tokens"]["quota"]) == ("active", 2_000_000)
+    assert sum(one["amount_paid"] for one in billing.of_customer("invoice")) == 0
+
+
 def test_a_checkout_that_ran_out_makes_room_for_another(billing: BillingFunction) -> None:
     first = billing.checkout("team")
     billing.pass_time(timedelta(hours=3))

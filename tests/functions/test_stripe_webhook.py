@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dev.stripe_double.faults import Fault
+from tests.support.billing_function import stripe_world
 from tests.support.stripe_webhook_function import (
     ADA,
     EVE,
@@ -188,11 +189,11 @@ def test_what_stripe_refuses_for_good_is_kept_for_an_operator_and_answered(
 ) -> None:
     function.subscribe(function.open_account())
     event = function.take_event("customer.subscription.created")
-    # Our key may not read subscriptions: nothing that another delivery could mend.
+    # Stripe does not understand what it is asked: nothing that another delivery could mend.
     handle = function.world.handle
     from dev.stripe_double.world import Answer
 
-    refusal = Answer(403, {"content-type": "application/json"}, b'{"error": {"type": "invalid_request_error"}}')
+    refusal = Answer(400, {"content-type": "application/json"}, b'{"error": {"type": "invalid_request_error"}}')
     function.world.handle = lambda *_: refusal  # type: ignore[method-assign]  # Stripe's side
 
     assert function.deliver(event).outcome == "dead_letter"
@@ -204,6 +205,63 @@ def test_what_stripe_refuses_for_good_is_kept_for_an_operator_and_answered(
     assert function.deliver(event).outcome == "duplicate"
     assert function.work(letter) == []
     assert function.plan_of() == "team", "the operator has sent it to the queue again"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_while_our_key_is_refused_events_are_not_given_up_but_sent_again(
+    function: StripeWebhookFunction, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function.subscribe(function.open_account())
+    event = function.take_event("customer.subscription.created")
+    handle = function.world.handle
+    from dev.stripe_double.world import Answer
+
+    refusal = Answer(status, {"content-type": "application/json"}, b'{"error": {"type": "invalid_request_error"}}')
+    function.world.handle = lambda *_: refusal  # type: ignore[method-assign]  # Stripe's side
+
+    assert [function.deliver(event).status for _ in range(3)] == [503, 503, 503]
+    assert function.dead_letters() == []
+    assert '"StripeAlarms":1' in capsys.readouterr().out
+
+    function.world.handle = handle  # type: ignore[method-assign]
+    assert function.deliver(event).outcome == "done", "its lease was given back"
+    assert function.plan_of() == "team"
+
+
+def test_a_key_of_another_account_buries_no_event_and_changes_nothing(function: StripeWebhookFunction) -> None:
+    function.subscribe(function.open_account())
+    function.deliver_all()
+    before = function.subscriptions.find("main", ADA)
+    [subscription] = function.world.all("subscription")
+    function.world.pause(subscription["id"])
+    [event, *_] = [one for one in function.world.take_events() if one["type"].startswith("customer.subscription.")]
+    handle = function.world.handle
+    function.world.handle = stripe_world().handle  # type: ignore[method-assign]  # by a key of another account
+
+    assert function.deliver(event).status == 503
+    assert function.subscriptions.find("main", ADA) == before
+    assert function.plan_of() == "team"
+    assert function.dead_letters() == []
+
+    function.world.handle = handle  # type: ignore[method-assign]
+    assert function.deliver(event).outcome == "done"
+    assert function.plan_of() == "free"
+
+
+def test_a_lost_dispute_takes_the_plan_away_and_calls_an_operator(
+    function: StripeWebhookFunction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function.subscribe(function.open_account())
+    function.deliver_all()
+    [charge] = function.world.all("charge")
+    function.world.close_dispute(function.world.dispute(charge["id"])["id"], won=False)
+    function.deliver_all()
+    profile = function.users.find_profile("main", ADA)
+    assert profile is not None
+    assert profile.paid is False
+    told = capsys.readouterr().out
+    assert '"DisputesLost":1' in told
+    assert "dispute_lost" in told
 
 
 def test_an_operator_can_have_done_events_done_again(function: StripeWebhookFunction) -> None:

@@ -76,7 +76,7 @@ class TestWhatIsSent:
             seen.append("arrived")
             while "meanwhile" not in seen:
                 time.sleep(0.001)
-            connection.sendall(answer(b"{}"))
+            answer(b"{}")(connection, request)
 
         with ScriptedServer(behave) as server, api_for(server.url) as (api, _):
             found = api.send(MODELS, 5, lambda: seen.append("meanwhile"))

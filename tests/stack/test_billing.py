@@ -250,11 +250,13 @@ def _pays(person: Person) -> None:
 
 def _goes_up_and_down(person: Person) -> None:
     preview = person.change("enterprise", preview=True)
+    # Its price, less a month of Pro that has hardly begun.
     assert (preview["effect"], preview["due_now"]["amount_cents"]) == ("now", 7000)
     assert person.plan() == "pro"
     assert person.change("enterprise")["effect"] == "now"
     status = person.status()
     assert (status["plan"]["id"], status["tokens"]["quota"]) == ("enterprise", 10_000_000)
+    assert status["tokens"]["used"] == 0  # a new period
     assert person.call().status == 200
     later = person.change("pro")
     assert later["effect"] == "at_period_end"

@@ -25,6 +25,7 @@ FULL = a_subscriber(
         pending_at=NOW + 2 * DAY,
         schedule_id="sub_sched_1",
         owed_since_at=NOW - DAY,
+        trial_unpaid=True,
     ),
     version=0,
     past_due_since_at=NOW - DAY,

@@ -24,11 +24,10 @@ from tests.support.moto_table import NAME, REGION, CountedTable, moto_table
 from tests.support.stripe_wire import StripeWire, stripe_wire
 from tests.support.user_pool import CLIENT_ID, ISSUER
 from tollgate.catalog.loader import Catalog, load_catalog
-from tollgate.domain.ledger import Ask, MeterKey, Settlement
-from tollgate.domain.periods import period_at
+from tollgate.domain.ledger import Ask, Settlement
 from tollgate.domain.principals import Account, CredentialKind, Principal
 from tollgate.domain.subscriptions import Subscriber
-from tollgate.flows.ledger import Ledger
+from tollgate.flows.ledger import Ledger, account_key
 from tollgate.flows.sync_plans import PlansSync
 from tollgate.providers.stripe_admin import StripeAdmin
 
@@ -158,6 +157,7 @@ class BillingFunction:
         *,
         user: str | None = "",
         query: dict[str, str] | None = None,
+        context: LambdaContext = CONTEXT,
     ) -> Answer:
         changes: dict[str, Any] = {} if body is None else {"body": json.dumps(body)}
         if query:
@@ -165,7 +165,7 @@ class BillingFunction:
             changes["rawQueryString"] = "&".join(f"{name}={value}" for name, value in query.items())
         event = http_event(method, path, None if user is None else claims_of(user or self.ada), **changes)
         event["headers"]["content-type"] = "application/json"
-        answer = self.app.handler(event, CONTEXT)
+        answer = self.app.handler(event, context)
         headers = {name.lower(): value for name, value in answer["headers"].items()}
         raw = answer.get("body") or ""
         return Answer(answer["statusCode"], headers, json.loads(raw) if raw else None, raw)
@@ -258,9 +258,8 @@ def sync_plans(wire: StripeWire, catalog: Catalog) -> None:
 def spend(account: Account, ledger: Ledger, tokens: int) -> None:
     """Reserves and settles a call in the account's running period."""
     now = datetime.now(UTC)
-    period = period_at(account.plan.period_kind, account.profile.anchor_at, now)
     ask = Ask(tokens, 0, 1000, may_clamp=False, deadline_at_seconds=now.timestamp() + 60)
-    grant = ledger.reserve(account, MeterKey(account.tenant_id, account.user_id, period), ask)
+    grant = ledger.reserve(account, account_key(account, now), ask)
     ledger.settle(grant, Settlement(tokens))
 
 
