@@ -169,12 +169,18 @@ def _returned(function: ast.FunctionDef) -> ast.expr:
 # --- Access patterns ------------------------------------------------------------------------------------------------
 
 
+_PART = "TransactWriteItemTypeDef"
+"""What a method returns that leaves the writing to a transaction of its caller's."""
+
+
 def pattern_rows(source: Source) -> Iterator[list[str]]:
     """One row a public method: what it asks of DynamoDB, and the first sentence of its docstring."""
     for group in (node for node in source.tree.body if isinstance(node, ast.ClassDef)):
         methods = {node.name: node for node in group.body if isinstance(node, ast.FunctionDef)}
         for name, method in methods.items():
             operations = sorted(set(_operations(method, methods, set())))
+            if not operations and method.returns is not None and ast.unparse(method.returns) == _PART:
+                operations = ["TransactWriteItems, as a part"]
             if operations and not name.startswith("_"):
                 promise = (ast.get_docstring(method) or "").split("\n\n", 1)[0].removeprefix("Access pattern: ")
                 yield [code(name), ", ".join(operations), promise]
