@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tollgate.domain.errors import (
     ConflictError,
+    InvalidRequestError,
     StoreUnavailableError,
     StripeRefusedError,
     StripeUnavailableError,
@@ -26,7 +27,7 @@ AGAIN = (
 """What may be otherwise at the next delivery, of which Stripe makes many over three days."""
 
 
-@api.post("/stripe/webhook", responses=refusals(*AGAIN))
+@api.post("/stripe/webhook", responses=refusals(InvalidRequestError, *AGAIN))
 def receive() -> DeliveryDocument:
     """Take one event, signed by Stripe over the raw body; answered 2xx when its effects are there or in the queue."""
     event = read_delivery(api.current_event.raw_event, api.tools)

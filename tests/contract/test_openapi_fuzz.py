@@ -35,6 +35,7 @@ MEANING_BEYOND_THE_SCHEMA = {
     "/auth/mfa": "action says which fields go with it",
     "/auth/password/reset": "the code",
     "/auth/register": "addresses of throw-away domains",
+    "/stripe/webhook": "the signature",
     "/usage/daily": "which month has a 31st, and which day comes first",
     "/usage/export": "the cursor, which day comes first",
     "/usage/requests": "the cursor, which day comes first",

@@ -504,8 +504,14 @@ def test_preferences_are_empty_until_they_are_put(auth: AuthFunction, ada: Membe
         "theme": None,
         "default_model": None,
         "apps": None,
+        "usage_emails": None,
     }
-    document = {"theme": "dark", "default_model": "claude-haiku-4-5", "apps": {"notes": {"fonts": [1, 2.5, "ü", None]}}}
+    document = {
+        "usage_emails": False,
+        "theme": "dark",
+        "default_model": "claude-haiku-4-5",
+        "apps": {"notes": {"fonts": [1, 2.5, "ü", None]}},
+    }
     assert auth.send("PUT /user/preferences", document, user=ada.sub).body == document
     assert auth.send("GET /user/preferences", user=ada.sub).body == document
     auth.send("PUT /user/preferences", {"theme": "light"}, user=ada.sub)
