@@ -79,6 +79,7 @@ def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
     parser.add_argument("--fake-claude", default=FAKE_SCRIPT, metavar="SCRIPT", help=f"its behaviour; {FAKE_SCRIPT}")
     parser.add_argument("--concurrency", type=int, default=100, help="most processes per function; more requests wait")
     parser.add_argument("--timeout", type=int, metavar="SECONDS", help="shorten every function's timeout to this")
+    parser.add_argument("--one-clock", action="store_true", help="functions follow the clock of the Stripe double")
     chosen = parser.parse_args(arguments)
     port = _port(chosen.port or environ.get("PORT", ""))
     key = environ.get("ANTHROPIC_API_KEY") or None
@@ -102,6 +103,7 @@ def _options(arguments: list[str], environ: Mapping[str, str]) -> Options:
         parameters=_parameters(chosen.parameter),
         concurrency=max(1, chosen.concurrency),
         longest_seconds=chosen.timeout,
+        one_clock=chosen.one_clock,
     )
 
 

@@ -157,11 +157,14 @@ def start_stripe_double(
     webhook_url: str,
     state_dir: Path,
     log_dir: Path,
+    clock_file: Path | None = None,
 ) -> Engine:
     """The built-in double of Stripe, which takes over the listener; it answers when it has started."""
     arguments = ["--until-stdin-closes", "--account", secrets.account, "--webhook-url", webhook_url]
     arguments += [word for name in sorted({*SNAPSHOT_TYPES, *THIN_TYPES}) for word in ("--event-type", name)]
     arguments += ["--webhook-secret", secrets.webhook, "--journal", str(state_dir / "stripe.jsonl")]
+    if clock_file is not None:
+        arguments += ["--clock-file", str(clock_file)]
     command = [sys.executable, "-m", "dev.stripe_double", "--fd", str(listener.fileno()), *arguments]
     with listener, (log_dir / "stripe-double.log").open("ab") as log:
         port = listener.getsockname()[1]

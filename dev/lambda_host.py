@@ -31,6 +31,8 @@ WATCH_SECONDS: Final = 2.0
 JOURNEYS_KEPT: Final = 8
 LAYER_ROOT: Final = "/opt/python/"
 BOOTSTRAP: Final = Path(__file__).with_name("bootstrap.py")
+MOVING_CLOCK: Final = Path(__file__).with_name("moving_clock")
+"""On the import path of functions that share the clock of the double of Stripe."""
 
 LogSink = Callable[[Function, "Journey | None", str], None]
 """Told of every line that a function's process writes, and for which invocation it did."""
@@ -49,14 +51,25 @@ class FunctionHost:
     """The processes of one function."""
 
     def __init__(
-        self, function: Function, overrides: Mapping[str, str], processes: Processes, log: LogSink, *, concurrency: int
+        self,
+        function: Function,
+        overrides: Mapping[str, str],
+        processes: Processes,
+        log: LogSink,
+        *,
+        concurrency: int,
+        clock_file: Path | None = None,
     ) -> None:
-        """`overrides` replace template variables; `concurrency` bounds the processes, further requests wait."""
+        """`overrides` replace template variables; `concurrency` bounds the processes, further requests wait.
+
+        `clock_file`: says by how many seconds the function's clock is ahead; without it, it is the machine's.
+        """
         self.function = function
         self._overrides = overrides
         self._processes = processes
         self._log = log
         self._concurrency = concurrency
+        self._clock_file = clock_file
         self._state = threading.Condition()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -201,7 +214,7 @@ class FunctionHost:
 
     def start_process(self, address: str) -> Child:
         """Starts the runtime as Lambda would, talking to this Runtime API."""
-        environment = lambda_environment(self.function, self._overrides, address)
+        environment = lambda_environment(self.function, self._overrides, address, self._clock_file)
         return self._processes.start(self._command, cwd=self.function.code, env=environment)
 
     def on_line(self, journey: Journey | None, line: str) -> None:
@@ -279,8 +292,12 @@ class _Worker:
         return next((item for item in known if item.request_id in text), known[-1] if known else None)
 
 
-def lambda_environment(function: Function, overrides: Mapping[str, str], address: str) -> dict[str, str]:
+def lambda_environment(
+    function: Function, overrides: Mapping[str, str], address: str, clock_file: Path | None = None
+) -> dict[str, str]:
     """The variables of a function's process. `overrides` replace what the template declares, and add nothing to it."""
+    moved: dict[str, str] = {} if clock_file is None else {"TOLLGATE_DEV_CLOCK_FILE": str(clock_file)}
+    folders = function.layers if clock_file is None else (MOVING_CLOCK, *function.layers)
     declared = {**function.environment, **{name: overrides[name] for name in overrides if name in function.environment}}
     return {
         "PATH": os.defpath,
@@ -288,7 +305,7 @@ def lambda_environment(function: Function, overrides: Mapping[str, str], address
         "TZ": ":UTC",
         # Lambda's user has no home; without this the developer's own AWS configuration would be found.
         "HOME": "/nonexistent",
-        "PYTHONPATH": os.pathsep.join(map(str, function.layers)),
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "LAMBDA_TASK_ROOT": str(function.code),
         "LAMBDA_RUNTIME_DIR": str(BOOTSTRAP.parent),
         "_HANDLER": function.handler,
@@ -307,6 +324,7 @@ def lambda_environment(function: Function, overrides: Mapping[str, str], address
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_SESSION_TOKEN": "local",
         **declared,
+        **moved,
     }
 
 

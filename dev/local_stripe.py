@@ -57,14 +57,16 @@ class LocalStripe:
         state_dir: Path,
         log_dir: Path,
         say: Callable[[str], None],
+        clock_file: Path | None = None,
     ) -> None:
-        """`say`: tells the developer what happened after the start."""
+        """`say`: tells the developer what happened after the start. `clock_file`: where the double tells its clock."""
         self._choice = choice
         self._remembered = remembered
         self._gateway_url = gateway_url
         self._state_dir = state_dir
         self._log_dir = log_dir
         self._say = say
+        self._clock_file = clock_file
         self._opening = threading.Lock()
         self._failure = ""
         self._open = choice is not None
@@ -85,7 +87,13 @@ class LocalStripe:
             return None
         listener, self._listener = self._listener, None
         return start_stripe_double(
-            processes, listener, self.secrets, self._gateway_url + WEBHOOK_PATH, self._state_dir, self._log_dir
+            processes,
+            listener,
+            self.secrets,
+            self._gateway_url + WEBHOOK_PATH,
+            self._state_dir,
+            self._log_dir,
+            self._clock_file,
         )
 
     def close(self) -> None:

@@ -94,6 +94,8 @@ class Options:
     concurrency: int
     longest_seconds: int | None
     """Shortens every function's timeout to this, to see soon what happens after one."""
+    one_clock: bool
+    """Functions live by the clock of the double of Stripe."""
 
     @property
     def state_dir(self) -> Path:
@@ -102,6 +104,10 @@ class Options:
     @property
     def log_dir(self) -> Path:
         return self.base_dir / "logs"
+
+    @property
+    def clock_file(self) -> Path | None:
+        return self.state_dir / "clock" if self.one_clock else None
 
     @property
     def stack_file(self) -> Path:
@@ -132,6 +138,7 @@ class Stack:
             state_dir=options.state_dir,
             log_dir=options.log_dir,
             say=self._say,
+            clock_file=options.clock_file,
         )
         self._mailbox = Mailbox(self._on_mail)
         self._front: CognitoFront | None = None
@@ -299,7 +306,12 @@ class Stack:
         }
         for name, function in self._local.functions.items():
             self._hosts[name] = FunctionHost(
-                function, overrides, self._processes, self._on_line, concurrency=self._options.concurrency
+                function,
+                overrides,
+                self._processes,
+                self._on_line,
+                concurrency=self._options.concurrency,
+                clock_file=self._options.clock_file,
             )
 
     def _jwks_url(self) -> str:

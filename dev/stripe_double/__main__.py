@@ -41,8 +41,9 @@ def main() -> int:
         return world
 
     def sign(event: Json, kind: str) -> SignedRequest:
-        # The receiver's clock decides whether a signature is fresh, and that one is never ahead.
-        signed: SignedRequest = keeper.read(lambda world: world.deliver(event, kind, at=datetime.now(UTC)))
+        # The receiver's clock decides whether a signature is fresh, and that one is ahead only if it is ours.
+        at = keeper.now() if chosen.clock_file else datetime.now(UTC)
+        signed: SignedRequest = keeper.read(lambda world: world.deliver(event, kind, at=at))
         return signed
 
     def wanted(events: list[Json]) -> list[Json]:
@@ -58,13 +59,14 @@ def main() -> int:
         clock=lambda: datetime.now(UTC),
         seed=lambda: secrets.randbits(48),
         on_events=lambda events: deliveries.put(wanted(events)) if deliveries else None,
+        clock_file=chosen.clock_file,
     )
     if keeper.set_aside:
         _say(f"the state of before cannot be used ({keeper.set_aside}); it begins empty")
     if deliveries:
         deliveries.start()
     pages = Pages(keeper, {"authorization": "Bearer sk_test_pages"})
-    server = DoubleServer(listener, keeper, deliveries, pages)
+    server = DoubleServer(listener, keeper, deliveries, pages, shares_clock=chosen.clock_file is not None)
     threading.Thread(target=_tick, args=(keeper,), name="clock", daemon=True).start()
     threading.Thread(target=server.serve_forever, name="server", daemon=True).start()
     _say(address)
@@ -85,6 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--webhook-secret", default="whsec_local", help="what deliveries are signed with")
     parser.add_argument("--event-type", action="append", default=[], help="deliver only these; may be repeated")
     parser.add_argument("--journal", type=Path, help="keeps the state over a restart")
+    parser.add_argument("--clock-file", type=Path, help="is told how far ahead the clock is, for others")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end together with whoever holds the pipe")
     return parser.parse_args()
 

@@ -74,13 +74,18 @@ class Keeper:
         clock: Callable[[], datetime],
         seed: Callable[[], int],
         on_events: Callable[[list[Json]], None],
+        clock_file: Path | None = None,
     ) -> None:
-        """`make_world`: of an instant and a seed. `journal`: None keeps nothing. `on_events`: delivers them."""
+        """`make_world`: of an instant and a seed. `journal`: None keeps nothing. `on_events`: delivers them.
+
+        `clock_file`: is told the offset, in seconds, for others who live by this clock.
+        """
         self._make_world = make_world
         self._path = journal
         self._clock = clock
         self._seed = seed
         self._on_events = on_events
+        self._clock_file = clock_file
         self._lock = threading.RLock()
         self._offset = timedelta()
         self._sent: set[str] = set()
@@ -88,6 +93,7 @@ class Keeper:
         """Why an earlier journal was not followed."""
         with self._lock:
             self._begin()
+            self._tell_clock()
 
     def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """A request of the API."""
@@ -135,13 +141,15 @@ class Keeper:
         return self._offset
 
     def travel(self, distance: timedelta, wait: Callable[[], None]) -> None:
-        """Moves the virtual clock forward, hour by hour; `wait` is called whenever something happened."""
+        """Moves the virtual clock forward, hour by hour; `wait` is called before, and whenever something happened."""
         left = distance
+        wait()
         while left > timedelta():
             step = min(STEP, left)
             left -= step
             with self._lock:
                 self._offset += step
+                self._tell_clock()
                 now = self._tick()
                 happened = self._publish()
                 self._note(now, {"offset_seconds": int(self._offset.total_seconds())})
@@ -160,6 +168,7 @@ class Keeper:
             if self._path is not None:
                 self._path.unlink(missing_ok=True)
             self._begin()
+            self._tell_clock()
 
     def _begin(self) -> None:
         if self._path is not None and self._path.is_file():
@@ -214,6 +223,12 @@ class Keeper:
         now = self.now()
         self._world.advance(now)
         return now
+
+    def _tell_clock(self) -> None:
+        if self._clock_file is not None:
+            scratch = self._clock_file.with_suffix(".tmp")
+            scratch.write_text(str(int(self._offset.total_seconds())))
+            os.replace(scratch, self._clock_file)  # readers never see half of it
 
     def _publish(self) -> bool:
         events = [event for event in self._world.take_events() if event["id"] not in self._sent]

@@ -45,14 +45,16 @@ def test_entitlements_are_right_in_the_end_whatever_happened(capsys: pytest.Capt
     assert [name for name in (*REACHED.split(), *steps) if not summary.seen[name]] == []
 
 
-def test_without_faults_every_delivery_is_taken_at_its_first_attempt() -> None:
+def test_without_faults_only_a_crowd_at_one_subscriber_sends_a_delivery_back() -> None:
+    """Each of a dozen at once looks at Stripe anew when another was first; after six rounds Stripe is to come again."""
     summary = Summary()
     for outcome in run_seeds(range(12), Options(faults=False, adversarial=False)):
         summary.add(outcome)
 
     assert summary.failures == []
     assert summary.seen["projections"] > 100
-    for name in ("answered_store_unavailable", "answered_stripe_unavailable", "hourly_failed", "redriven", "kills"):
+    assert summary.seen["answered_store_unavailable"] * 50 <= summary.seen["deliveries"]
+    for name in ("answered_stripe_unavailable", "hourly_failed", "redriven", "kills"):
         assert summary.seen[name] == 0, name
 
 

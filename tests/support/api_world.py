@@ -200,8 +200,8 @@ def served(world: ApiWorld) -> Iterator[str]:
 
 
 @contextmanager
-def api_world(*, behind: timedelta = timedelta(0)) -> Iterator[ApiWorld]:
-    """Empty: no table items, no users. `behind`: Stripe's clock."""
+def api_world(*, behind: timedelta = timedelta(0), catalog: str = "default") -> Iterator[ApiWorld]:
+    """Empty: no table items, no users. `behind`: Stripe's clock; `catalog`: which plans, by name or folder."""
     # Answers about addresses take at least half a second, so that their time tells nothing; here nobody measures it.
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -210,10 +210,10 @@ def api_world(*, behind: timedelta = timedelta(0)) -> Iterator[ApiWorld]:
         stripe_wire(stripe_world(behind)) as stripe,
     ):
         patch.setattr("time.sleep", lambda seconds: None)
-        sync_plans(stripe, load_catalog("default"))
+        sync_plans(stripe, load_catalog(catalog))
         stripe.asked.clear()
         addresses = {"AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": pool.url, "STRIPE_API_BASE_URL": stripe.url}
-        environment = ENVIRONMENT | addresses
+        environment = ENVIRONMENT | addresses | {"CATALOG": catalog}
         for name, value in environment.items():
             patch.setenv(name, value)
         ssm = cast("SSMClient", botocore.session.get_session().create_client("ssm", region_name=REGION))

@@ -355,8 +355,9 @@ def assert_stack_is_up(account: Any, endpoint: str) -> None:  # noqa: ANN401  a 
         configuration = functions.get_function_configuration(FunctionName=resources[name])
         variables = configuration["Environment"]["Variables"]
         assert variables["TABLE_NAME"] == outputs["TableName"]
-        # The pool calls this one, so it cannot know the pool's client: that would be a circle.
-        is_trigger = name == "PreTokenGenerationFunction"
-        assert variables["COGNITO_CLIENT_IDS"] == ("" if is_trigger else outputs["UserPoolClientId"])
+        # The pool calls the first, so it cannot know the pool's client: that would be a circle. Nobody's token comes to
+        # the others.
+        knows_no_tokens = name in ("PreTokenGenerationFunction", "StripeWebhookFunction", "NoticesFunction")
+        assert variables["COGNITO_CLIENT_IDS"] == ("" if knows_no_tokens else outputs["UserPoolClientId"])
     url = functions.get_function_url_config(FunctionName=resources["ClaudeFunction"], Qualifier="live")
     assert (url["AuthType"], url["InvokeMode"], url["Cors"]["AllowOrigins"]) == ("NONE", "RESPONSE_STREAM", ["*"])

@@ -120,7 +120,9 @@ class Requests:
 
         Lazy and consistent. `page_size`: records in one answer; else as many as fit into a megabyte.
         """
-        last = _sk(before)
+        first, last = _sk(since), _sk(before)
+        if first > last:  # DynamoDB refuses a BETWEEN whose ends are the wrong way round
+            return
         request: dict[str, Any] = {"Limit": page_size} if page_size else {}
         while True:
             with store_outages():
@@ -128,7 +130,7 @@ class Requests:
                     TableName=self._table.name,
                     KeyConditionExpression="PK = :pk AND SK BETWEEN :since AND :before",
                     ExpressionAttributeValues=attributes(
-                        **{":pk": user_pk(tenant_id, user_id), ":since": _sk(since), ":before": last}
+                        **{":pk": user_pk(tenant_id, user_id), ":since": first, ":before": last}
                     ),
                     ConsistentRead=True,
                     ScanIndexForward=not newest_first,
