@@ -21,7 +21,7 @@ def _moved_time() -> float:
         return _machine_time()
     try:
         with open(FILE, "rb") as file:
-            return _machine_time() + int(file.read())
+            return _machine_time() + int(file.read() or 0)
     except FileNotFoundError:  # the double has not started yet
         return _machine_time()
 

@@ -226,9 +226,12 @@ class Keeper:
 
     def _tell_clock(self) -> None:
         if self._clock_file is not None:
-            scratch = self._clock_file.with_suffix(".tmp")
-            scratch.write_text(str(int(self._offset.total_seconds())))
-            os.replace(scratch, self._clock_file)  # readers never see half of it
+            text = f"{int(self._offset.total_seconds()):12d}"
+            descriptor = os.open(self._clock_file, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, text.encode())  # always as long as before: readers never see half of it
+            finally:
+                os.close(descriptor)
 
     def _publish(self) -> bool:
         events = [event for event in self._world.take_events() if event["id"] not in self._sent]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +184,24 @@ def test_overrides_replace_declared_variables_and_add_none() -> None:
     environment = lambda_environment(function, {"DECLARED": "value", "UNDECLARED": "value"}, "127.0.0.1:1")
     assert environment["DECLARED"] == "value"
     assert "UNDECLARED" not in environment
+
+
+def test_a_function_follows_the_clock_it_is_given(tmp_path: Path) -> None:
+    """In what it calls now; what its runtime has left of the invocation is by the machine's clock."""
+    function = Function("F", Path("f"), "app.handler", "python3.13", 3, 128, (), {}, "JSON", None)
+    clock = tmp_path / "clock"
+    environment = lambda_environment(function, {}, "127.0.0.1:1", clock)
+    clock.write_text("      864000")
+    script = dedent("""
+        import time
+        from awslambdaric.lambda_context import LambdaContext
+        now = time.time()
+        print(now, LambdaContext("", {}, {}, int((now - 864000 + 60) * 1000)).get_remaining_time_in_millis())
+    """)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    now, left_ms = map(float, done.stdout.split())
+    assert 0 <= time.time() + 864_000 - now < 30
+    assert 50_000 < left_ms <= 60_000
 
 
 def test_an_exception_leaves_the_process_in_service(hosting: Hosting) -> None:

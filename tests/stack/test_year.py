@@ -198,6 +198,8 @@ def test_a_year_is_closed_month_by_month_and_invoiced_to_the_unit(year: Year) ->
     assert year.stack.stripe("GET", "refused")["data"] == []
     failed = [one for one in year.stack.stripe("GET", "deliveries")["data"] if one["status"] != 200]
     assert failed == []
+    first_days = f"from={begun_at:%Y-%m-%d}&to={begun_at + 2 * DAY:%Y-%m-%d}"
+    assert year.person.ask("GET", f"/usage/daily?{first_days}").status == 200
     assert sum(run["closed_periods"] for run in year.runs) == len(ended) + 1, "the Free period of before as well"
 
 

@@ -73,6 +73,13 @@ def test_and_ends_before_its_last(table: CountedTable, offset_us: int, inside: b
     assert bool(found(table, EVER[0], RequestPosition(NOW))) is inside
 
 
+def test_a_stretch_that_ends_before_it_begins_holds_nothing_and_is_not_asked_for(table: CountedTable) -> None:
+    """DynamoDB would refuse the question."""
+    Requests(table).put(a_record(NOW))
+    assert found(table, RequestPosition(NOW + timedelta(days=1)), RequestPosition(NOW)) == []
+    assert table.calls["Query"] == 0
+
+
 def test_a_named_end_is_left_out(table: CountedTable) -> None:
     for name in "abc":
         Requests(table).put(a_record(request_id=name))

@@ -53,11 +53,14 @@ def sweep_meters(
     seen = expired = 0
     for shard in rotated(SHARDS, now):
         looked_at: set[ActiveMeter] = set()
+        done: datetime | None = None
         for hour in _hours(activity.find_swept(shard), now):
             for active in activity.list_active(hour, shard):
                 if active in looked_at:
                     continue
                 if clock.now_seconds() >= deadline_at_seconds:
+                    if done is not None:
+                        activity.note_swept(shard, done)
                     return SweepReport(seen, expired, complete=False)
                 looked_at.add(active)
                 meter = meters.find_named(active.tenant_id, active.user_id, active.period_id)
@@ -65,7 +68,9 @@ def sweep_meters(
                     seen += 1
                     expired += ledger.sweep(meter, expiry_policy(catalog, meter))
             if hour + HOUR + OPEN_AT_MOST <= now:
-                activity.note_swept(shard, hour)
+                done = hour
+        if done is not None:  # once, and not for each hour: a run that is days late has 72 of them in each shard
+            activity.note_swept(shard, done)
     return SweepReport(seen, expired, complete=True)
 
 
