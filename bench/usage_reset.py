@@ -381,7 +381,7 @@ def active() -> Iterator[dict[str, Any]]:
 
 def run_job(engine: Engine) -> dict[str, Any]:
     """One run of all its parts but Stripe's."""
-    meters, clock, ids = Meters(engine.table), FixedClock(), CountedIds()
+    meters, clock, ids, journal = Meters(engine.table), FixedClock(), CountedIds(), Journal()
     ledger = Ledger(meters, clock, ids)
     closer = PeriodCloser(
         meters=meters,
@@ -391,7 +391,7 @@ def run_job(engine: Engine) -> dict[str, Any]:
         users=Users(engine.table),
         catalog=CATALOG,
         clock=clock,
-        journal=Journal(),
+        journal=journal,
         hand_over_overage=lambda _: None,
     )
     engine.tally = Tally()
@@ -402,6 +402,7 @@ def run_job(engine: Engine) -> dict[str, Any]:
         ledger=ledger,
         catalog=CATALOG,
         clock=clock,
+        report=journal.failure,
         deadline_at_seconds=deadline,
     )
     closed = closer.close_due(deadline)

@@ -62,6 +62,7 @@ def _sweep(tools: UsageResetTools, deadline_at_seconds: float) -> SweepReport:
         ledger=tools.ledger,
         catalog=tools.catalog,
         clock=tools.clock,
+        report=tools.telemetry.report,
         deadline_at_seconds=deadline_at_seconds,
     )
     tools.telemetry.event("meters_swept", swept_count=swept.expired_reservations, outcome=_outcome(swept.complete))
@@ -76,7 +77,14 @@ def _sync(tools: UsageResetTools, deadline_at_seconds: float) -> int:
         report=tools.telemetry.report,
         deadline_at_seconds=deadline_at_seconds,
     )
-    tools.telemetry.event("subscribers_synced", swept_count=due.synced_subscribers, outcome=_outcome(due.complete))
+    tools.telemetry.event(
+        "subscribers_synced",
+        swept_count=due.synced_subscribers,
+        refused_count=due.refused_subscribers,
+        outcome=_outcome(due.complete),
+    )
+    if due.refused_subscribers:
+        tools.telemetry.measure({"DueSubscribersRefused": due.refused_subscribers, "StripeAlarms": 1})
     return due.synced_subscribers
 
 
@@ -104,7 +112,8 @@ def _report(tools: UsageResetTools, deadline_at_seconds: float) -> int:
         refused_count=reported.refused_users,
         outcome=_outcome(reported.complete),
     )
-    tools.telemetry.measure({"OverageUsersRefused": reported.refused_users})
+    if reported.refused_users:
+        tools.telemetry.measure({"OverageUsersRefused": reported.refused_users, "StripeAlarms": 1})
     return reported.reported_users
 
 

@@ -19,6 +19,7 @@ from tests.chaos.slots import PEPPER, Result, Slot, run_all, settings
 from tests.chaos.upstream import Exchange
 from tests.chaos.zygote import Zygote
 from tests.support.catalogs import write_catalog
+from tests.support.clocks import raise_reported
 from tests.support.engines import ExactTable, exact_table
 from tollgate.catalog.loader import load_catalog
 from tollgate.domain.api_keys import ApiKey, KeyMode, hash_api_key, mint_api_key
@@ -179,6 +180,7 @@ class World:
             ledger=ledger,
             catalog=self._catalog,
             clock=clock,
+            report=raise_reported,
             deadline_at_seconds=at_seconds + 60,
         )
         report.figures["swept_hourly"] += done.expired_reservations

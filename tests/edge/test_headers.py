@@ -280,6 +280,14 @@ class TestStanding:
         headers = standing_headers(standing(a_plan(), settled_tokens=1500, overage_cap_tokens=1000), NOW)
         assert headers[f"{UNIFIED}overage-utilization"] == "0.75"
 
+    def test_overage_of_an_earlier_plan_is_no_part_of_this_ones_quota(self) -> None:
+        """1,200 used of 1,000, then a plan of 5,000: 1,000 of the 5,000 are used."""
+        banked = {"quota_tokens": 5_200, "banked_tokens": 200, "settled_tokens": 1_200, "remaining_tokens": 4_000}
+        headers = standing_headers(standing(a_plan(quota_tokens=5_000), **banked), NOW)
+        assert headers["anthropic-ratelimit-tokens-limit"] == "5000"
+        assert headers["tollgate-quota-used-percent"] == "20"
+        assert headers[f"{UNIFIED}overage-utilization"] == "0.20"
+
     def test_warns_by_whichever_runs_out_first(self) -> None:
         headers = standing_headers(
             standing(a_plan(), settled_tokens=100, quota_requests=100, remaining_requests=4, open_count=1), NOW

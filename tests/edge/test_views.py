@@ -50,6 +50,16 @@ def test_less_than_nothing_is_shown_as_overage() -> None:
     assert tokens == {"quota": 1000, "used": 1200, "reserved": 0, "remaining": 0, "overage": 200, "written_off": 0}
 
 
+def test_overage_of_an_earlier_plan_is_no_part_of_the_quota_that_is_shown() -> None:
+    """1,200 used of 1,000, then a plan of 5,000: the 200 stay overage, and 4,000 of the 5,000 are left."""
+    soft = {"quota_kind": QuotaKind.SOFT, "overage_cap_tokens": 5_000, "overage_price_microusd_per_1k_tokens": 20_000}
+    world = LedgerWorld(a_plan(**soft))
+    world.use(1_200)
+    world.follow(world.change(a_plan(id="large", quota_tokens=5_000, **soft)))
+    tokens = view_of(world)["tokens"]
+    assert tokens == {"quota": 5000, "used": 1200, "reserved": 0, "remaining": 4000, "overage": 200, "written_off": 0}
+
+
 def test_the_period_is_told_in_utc_with_the_reset_at_its_end() -> None:
     view = view_of(LedgerWorld())
     assert view["period"] == {"id": "2026-11", "start_at": "2026-11-01T00:00:00Z", "end_at": "2026-12-01T00:00:00Z"}

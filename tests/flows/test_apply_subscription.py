@@ -117,7 +117,7 @@ class BillingWorld:
             subscriptions=self.subscriptions,
             sync=self.syncing(faults),
             clock=self,
-            report=lambda name, _: self.told.append(name),
+            report=lambda name, _, **__: self.told.append(name),
             deadline_at_seconds=self.seconds + seconds,
         )
 

@@ -59,11 +59,7 @@ TOWN = _build_town()
 
 def in_index(world: ClosingWorld) -> set[tuple[str, str]]:
     meters, far = Meters(world.table), END + timedelta(days=400)
-    return {
-        (pk.rpartition("#")[2], sk.partition("#")[2])
-        for shard in range(SHARDS)
-        for pk, sk in meters.list_ending(shard, far)
-    }
+    return {(name.user_id, name.period_id) for shard in range(SHARDS) for name in meters.list_ending(shard, far)}
 
 
 def test_a_period_is_closed_when_its_last_calls_must_be_over() -> None:
@@ -287,11 +283,27 @@ def test_a_run_without_time_leaves_everything_and_says_so() -> None:
 # ---- one must not keep the others
 
 
+def broken(world: ClosingWorld, sk: str, attribute: str) -> None:
+    items = world.memory.partitions["TENANT#main#USER#plain"]
+    items[sk] = {name: value for name, value in items[sk].items() if name != attribute}
+
+
 def test_one_that_cannot_be_read_does_not_keep_the_others() -> None:
     world = a_town()
-    del world.memory.partitions["TENANT#main#USER#plain"]["USAGE#2026-10-20T120000Z"]["quota"]
+    broken(world, "USAGE#2026-10-20T120000Z", "quota")
     world.client.next_calls()
     assert world.closer().close_due(world.seconds + 60) == CloseReport(4, 1, 1, complete=True)
+    assert [line["user_id"] for name, line in world.journal.lines if name == "period_left"] == ["plain"]
+
+
+def test_one_whose_plan_cannot_be_read_does_not_keep_the_others_from_being_opened_ahead() -> None:
+    world = a_town()
+    world.run()
+    world.turn_to(datetime(2026, 12, 20, 12, tzinfo=UTC) - timedelta(hours=1))
+    broken(world, "PROFILE", "plan_version")
+    world.client.next_calls()
+    assert world.closer().open_ahead(world.seconds + 60) == 4
+    assert [line["user_id"] for name, line in world.journal.lines if name == "period_not_opened"] == ["plain"]
 
 
 def test_an_outage_ends_the_run_with_an_error() -> None:

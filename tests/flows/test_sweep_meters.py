@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.support.clocks import FakeClock, Reports
+from tests.support.clocks import FakeClock, Reports, raise_reported
 from tests.support.closing import CATALOG, END, ClosingWorld, Killed
 from tests.support.scripted_dynamodb import Fate
+from tollgate.domain.ledger import MeterName
 from tollgate.domain.principals import Account
+from tollgate.domain.sources import UserReport
 from tollgate.flows.ledger import Ledger, account_key
 from tollgate.flows.note_activity import SILENCE_SECONDS, ActivityNotes
 from tollgate.flows.sweep_meters import SweepReport, sweep_meters
-from tollgate.storage.activity import SHARDS, ActiveMeter, Activity
+from tollgate.storage.activity import SHARDS, Activity
 from tollgate.storage.meters import Meters
 
 NOON = datetime(2026, 11, 3, 12, tzinfo=END.tzinfo)
@@ -22,13 +24,14 @@ SWEPT_AFTER = timedelta(minutes=11, seconds=1)
 PERIOD = "2026-10-20T120000Z"
 
 
-def run(world: ClosingWorld, *, seconds: float = 600) -> SweepReport:
+def run(world: ClosingWorld, *, seconds: float = 600, report: UserReport = raise_reported) -> SweepReport:
     return sweep_meters(
         activity=Activity(world.table),
         meters=Meters(world.table),
         ledger=Ledger(Meters(world.table), world, world.ids),
         catalog=CATALOG,
         clock=world,
+        report=report,
         deadline_at_seconds=world.seconds + seconds,
     )
 
@@ -129,6 +132,22 @@ def test_goes_on_past_a_user_whose_plan_is_no_longer_in_the_catalog() -> None:
     assert (world.meter("user").settled_tokens, world.meter("user").written_off_tokens) == (10, 90)
 
 
+def test_one_that_cannot_be_read_keeps_nobody_and_is_looked_at_again() -> None:
+    world = ClosingWorld(NOON)
+    crashed(world, "broken", "user1", "user2")
+    item = world.memory.partitions["TENANT#main#USER#broken"][f"USAGE#{PERIOD}"]
+    world.memory.partitions["TENANT#main#USER#broken"][f"USAGE#{PERIOD}"] = {
+        name: value for name, value in item.items() if name != "quota"
+    }
+    reports = Reports()
+    world.turn_to(NOON + timedelta(hours=2))
+    swept = run(world, report=reports)
+    assert (swept.expired_reservations, swept.complete) == (2, True)
+    assert reports.users == ["broken"]
+    world.memory.partitions["TENANT#main#USER#broken"][f"USAGE#{PERIOD}"] = item
+    assert run(world).expired_reservations == 1
+
+
 # ---- notes of activity
 
 
@@ -147,7 +166,7 @@ def test_a_meter_is_noted_once_in_each_hour_of_the_clock() -> None:
     assert puts == [1, 1, 1, 2, 2, 3]
     shards = range(SHARDS)
     active = [one for shard in shards for one in Activity(world.table).list_active(NOON + timedelta(hours=1), shard)]
-    assert active == [ActiveMeter("main", "u", PERIOD)]
+    assert active == [MeterName("main", "u", PERIOD)]
 
 
 def test_a_table_that_does_not_answer_is_left_alone_for_a_minute_and_nobody_hears_of_it() -> None:

@@ -23,6 +23,7 @@ from tests.simulation.memory_table import Change, item_size
 from tests.simulation.network import Network
 from tests.simulation.standings import Standings
 from tests.simulation.truth import Call, Held
+from tests.support.seeded_runs import Violation
 from tollgate.domain.plans import ExpiryPolicy, Plan
 from tollgate.domain.tokens import TokenCounts
 
@@ -31,16 +32,6 @@ Key = tuple[str, str]
 MAX_ITEM_BYTES = 16 * 1024
 """No meter may grow beyond this, whatever happens to it; 400 KB is DynamoDB's own wall."""
 COUNT_NAMES = ("t_in", "t_out", "t_w5", "t_w1", "t_rd")
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    kind: str
-    at: float
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} at {self.at:.3f}: {self.message}"
 
 
 @dataclass(slots=True)
@@ -234,11 +225,13 @@ class Oracle:
         if number(new, "req_remaining") < 0:
             self.report("over_requests", f"{key} {name}: {number(new, 'req_remaining')} requests left")
         self.standings.check_admission(*key, sender.name)
-        plan = self.plans[new["plan_id"]["S"]]
+        plan = self.plan_of(new)
         open_count = number(new, "open_count")
         self.most_open = max(self.most_open, open_count)
-        if open_count > plan.max_open_reservations:
-            self.report("over_concurrency", f"{key} {open_count} open of {plan.max_open_reservations}")
+        # A meter that a change of plan has left keeps its plan, and slow clocks still use it by the account's.
+        allowed = max(plan.max_open_reservations, self.plan_of(self.standings.profiles[key[0]]).max_open_reservations)
+        if open_count > allowed:
+            self.report("over_concurrency", f"{key} {open_count} open of {allowed}")
         if sender.done and known is None:
             self.seen["reserved_after_the_end"] += 1
         self._check_rate(key, (plan.requests_per_minute, plan.burst_requests), old, new, "rate_tat")

@@ -80,8 +80,9 @@ def _owed(held: Held, call: Call) -> int:
     """What must be charged or written off: all of the use, except what nobody could hold or know."""
     if not call.sliced and not held.hidden_tokens:
         return call.used_tokens
-    if call.settled_at is None:
+    if held.swept and call.settled_at is None:
         return min(call.used_tokens, held.amount_tokens)
+    # Ended by its owner, whether or not it heard of it: what was generated unseen after a cut is in nobody's counts.
     return call.seen_tokens if call.final is None else call.used_tokens
 
 

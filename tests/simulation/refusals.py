@@ -46,7 +46,7 @@ class Refusals:
             tests: dict[str, Callable[[float, Item], bool]] = {
                 "rate_limited": self._is_too_early,
                 "key_rate_limited": lambda reading, item: _is_too_early_for(request.limits, reading, item),
-                "too_many_streams": self._has_no_slot,
+                "too_many_streams": lambda reading, item: self._has_no_slot(request, reading, item),
             }
             test = tests.get(error.error_code)  # contention shows nothing
             right = test is None or any(test(reading, item) for reading, item in sights)
@@ -106,8 +106,11 @@ class Refusals:
         least = min(MIN_OUTPUT_TOKENS, output) if request.may_clamp else output
         return bound_tokens + self.weights.billable_output(least)
 
-    def _has_no_slot(self, reading: float, item: Item) -> bool:
-        full = number(item, "open_count") >= self.oracle.plan_of(item).max_open_reservations
+    def _has_no_slot(self, request: Request, reading: float, item: Item) -> bool:
+        """By the account's plan: a meter that a change of plan has left keeps its own, and slow clocks still use it."""
+        profile = self.oracle.standings.profiles[user_pk(TENANT, user_id(request.user))]
+        plans = self.oracle.plan_of(item), self.oracle.plan_of(profile)
+        full = number(item, "open_count") >= min(plan.max_open_reservations for plan in plans)
         return full and not _has_overdue(reading, item)
 
     def _is_too_early(self, reading: float, item: Item) -> bool:

@@ -24,6 +24,7 @@ from tests.simulation.refusals import Refusals
 from tests.simulation.relay_calls import MODEL_ID, RelayCall
 from tests.simulation.scenario import Levels, OverageChoice, PlanChange, Request, Scenario
 from tests.simulation.truth import PRICES, Call
+from tests.support.clocks import raise_reported
 from tests.support.scripted_dynamodb import ScriptedClient
 from tollgate.catalog.loader import Catalog, load_catalog
 from tollgate.domain.errors import (
@@ -31,6 +32,7 @@ from tollgate.domain.errors import (
     RateLimitedError,
     StoreUnavailableError,
 )
+from tollgate.domain.ledger import MeterName
 from tollgate.domain.pricing import Model, PriceRow
 from tollgate.domain.principals import Profile
 from tollgate.domain.subscriptions import Entitlements
@@ -241,7 +243,7 @@ class World:
             outages = process.outages
             try:
                 read_at = self.hub.now
-                meter = container.meters.find_item(pk, sk)
+                meter = container.meters.find_named(MeterName(TENANT, pk.rpartition("#")[2], sk.removeprefix("USAGE#")))
                 if meter is not None:
                     container.ledger.sweep(meter, self.scenario.policy)
             except StoreUnavailableError:
@@ -263,6 +265,7 @@ class World:
             ledger=container.ledger,
             catalog=self.catalog,
             clock=container,
+            report=raise_reported,
             deadline_at_seconds=container.now_seconds() + 600,
         )
         if not report.complete or report.seen_meters != len(self._meters()):

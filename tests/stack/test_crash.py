@@ -22,6 +22,7 @@ import pytest
 from dev.template import Template
 from tests.support.catalogs import write_catalog
 from tests.support.claude_sdk import claude_client
+from tests.support.clocks import raise_reported
 from tests.support.gateway import MODEL, Gateway, User, message
 from tests.support.stack import ROOT, running_stack
 from tollgate.catalog.loader import load_catalog
@@ -90,6 +91,7 @@ def sweep_at(gateway: Gateway, catalog: Path, seconds: float) -> SweepReport:
         ledger=Ledger(meters, clock, SystemIds()),
         catalog=load_catalog(str(catalog)),
         clock=clock,
+        report=raise_reported,
         deadline_at_seconds=seconds + 60,
     )
 

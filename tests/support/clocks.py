@@ -22,11 +22,18 @@ class FakeClock:
         self.seconds += seconds
 
 
+def raise_reported(_name: str, error: Exception, /, **_: str) -> None:
+    """`tollgate.domain.sources.Report` and `UserReport` where nothing may have to be survived."""
+    raise error
+
+
 class Reports:
-    """`tollgate.domain.sources.Report`, remembered."""
+    """`tollgate.domain.sources.Report` and `UserReport`, remembered."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
+        self.users: list[str | None] = []
 
-    def __call__(self, name: str, error: Exception) -> None:
+    def __call__(self, name: str, error: Exception, /, **user: str) -> None:
         self.lines.append((name, str(error)))
+        self.users.append(user.get("user_id"))

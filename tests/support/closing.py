@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from tests.simulation.memory_table import Answer, MemoryTable
+from tests.support.clocks import raise_reported
 from tests.support.ledger_world import Counting, an_ask
 from tests.support.request_records import a_record
 from tests.support.scripted_dynamodb import ScriptedClient
 from tollgate.catalog.loader import load_catalog
-from tollgate.domain.ledger import Grant, Meter, Settlement
+from tollgate.domain.ledger import Grant, Meter, MeterName, Settlement
 from tollgate.domain.principals import Account, Profile
 from tollgate.domain.tokens import TokenCounts
 from tollgate.flows.close_period import CloseReport, PeriodCloser
@@ -178,6 +179,7 @@ class ClosingWorld:
             ledger=Ledger(Meters(self.table), self, self.ids),
             catalog=CATALOG,
             clock=self,
+            report=raise_reported,
             deadline_at_seconds=self.seconds + seconds,
         ).expired_reservations
 
@@ -191,7 +193,7 @@ class ClosingWorld:
     # ---- what stands
 
     def meter(self, user_id: str, period_id: str = "2026-10-20T120000Z") -> Meter:
-        meter = Meters(self.table).find_named("main", user_id, period_id)
+        meter = Meters(self.table).find_named(MeterName("main", user_id, period_id))
         assert meter is not None
         return meter
 

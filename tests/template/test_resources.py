@@ -556,7 +556,7 @@ def test_every_function_logs_to_a_group_of_its_own_that_forgets() -> None:
 def test_every_alarm_reaches_the_topic_and_names_its_runbook_section() -> None:
     runbook = (ROOT / "docs" / "operations.md").read_text()
     alarms = resources_of(TEMPLATE, "AWS::CloudWatch::Alarm")
-    assert len(alarms) <= 14  # ten are free, each more is $0.10 a month: docs/operations.md, "What it costs"
+    assert len(alarms) <= 17  # ten are free, each more is $0.10 a month: docs/operations.md, "What it costs"
     for name, alarm in alarms.items():
         properties = alarm["Properties"]
         assert properties["AlarmActions"] == [{"Ref": "AlarmTopic"}], name
@@ -582,6 +582,8 @@ def test_the_alarms_watch_what_hurts() -> None:
         ("AWS/ApiGateway", "5xx"),
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
         ("Tollgate", "NoticesGivenUp"),
+        ("Tollgate", "PeriodsLeftOpen"),
+        ("Tollgate", "PeriodsUnreconciled"),
         ("Tollgate", "UpstreamKeyFaults"),
         ("Tollgate", "PromptAboveBound"),
         ("Tollgate", "StripeAlarms"),

@@ -112,9 +112,10 @@ class Telemetry:
         """Something an operator should look at: the error's types, down to its cause, and where it was raised."""
         self._logger.error(name, extra={"stage": self._stage} | _listed(fields) | _named(error))
 
-    def report(self, name: str, error: Exception) -> None:
-        """A failure that was survived, in its own words; `tollgate.domain.sources.Report`."""
-        self._logger.warning(name, extra={"stage": self._stage} | _named(error) | {"error": _short(str(error))})
+    def report(self, name: str, error: Exception, **fields: str | int | bool | None) -> None:
+        """A failure that was survived, in its own words; `tollgate.domain.sources.Report` and `UserReport`."""
+        words = {"error": _short(str(error))}
+        self._logger.warning(name, extra={"stage": self._stage} | _listed(fields) | _named(error) | words)
 
     def measure(self, values: Mapping[str, int], *, plan_id: str | None = None, model: str | None = None) -> None:
         """Metrics in CloudWatch's embedded format: counts, or milliseconds where a name ends so.

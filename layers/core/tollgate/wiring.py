@@ -25,7 +25,7 @@ from tollgate.config import (
     needed,
 )
 from tollgate.domain.return_urls import ReturnUrls
-from tollgate.domain.sources import Clock, Report
+from tollgate.domain.sources import Clock, Report, UserReport
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.api_keys import KeyRing
 from tollgate.flows.apply_subscription import SubscriptionSync
@@ -651,7 +651,9 @@ def build_flush(
     return flush
 
 
-def build_overage_run(reporter: OverageReporter, table: Table, report: Report) -> Callable[[float], DueOverageReport]:
+def build_overage_run(
+    reporter: OverageReporter, table: Table, report: UserReport
+) -> Callable[[float], DueOverageReport]:
     """The part of the scheduled job that reports overage, until the instant that it is given."""
     from tollgate.flows.report_overage import report_due_overage  # noqa: PLC0415  not at the start of the claude function
 

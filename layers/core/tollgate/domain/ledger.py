@@ -62,6 +62,15 @@ class Reservation:
         return self.expires_at_seconds + 2 * SKEW_SECONDS < now_seconds
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class MeterName:
+    """What finds a meter when its period's ends are not known, as indexes and records have it."""
+
+    tenant_id: str
+    user_id: str
+    period_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Meter:
     """One user's usage period as stored; `remaining = quota - settled - reserved` holds after every write.
@@ -115,6 +124,11 @@ class Meter:
     def key_room_tokens(self, key_id: str, budget_tokens: int) -> int:
         """What is left of a key's budget; less than nothing when the budget was lowered below its use."""
         return budget_tokens - self.key_tokens.get(key_id, 0)
+
+    @property
+    def plan_quota_tokens(self) -> int:
+        """What the plan itself includes, without the overage of earlier plans that the quota contains."""
+        return self.quota_tokens - self.banked_tokens
 
     @property
     def tokens_beyond_quota(self) -> int:

@@ -82,7 +82,7 @@ def quota_shares(meter: Meter) -> tuple[QuotaShare, ...]:
     shares = []
     if meter.quota_tokens < UNLIMITED:
         used_tokens = max(0, meter.settled_tokens - meter.banked_tokens)
-        shares.append(QuotaShare(QuotaUnit.TOKENS, used_tokens, meter.quota_tokens - meter.banked_tokens))
+        shares.append(QuotaShare(QuotaUnit.TOKENS, used_tokens, meter.plan_quota_tokens))
     if meter.quota_requests < UNLIMITED:
         shares.append(QuotaShare(QuotaUnit.REQUESTS, max(0, meter.settled_requests), meter.quota_requests))
     return tuple(shares)

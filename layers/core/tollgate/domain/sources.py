@@ -9,6 +9,12 @@ Report = Callable[[str, Exception], None]
 """Told of a failure that was survived: the event's name, and an error of ours whose text is fit for a log."""
 
 
+class UserReport(Protocol):
+    """Told of a failure that concerned one user, while the others went on."""
+
+    def __call__(self, name: str, error: Exception, /, *, tenant_id: str, user_id: str) -> None: ...
+
+
 class Clock(Protocol):
     """Tells the time; tests and the simulator bring their own."""
 

@@ -160,7 +160,7 @@ def _period(meter: Meter) -> dict[str, object]:
     limited_requests = meter.quota_requests < UNLIMITED
     return {
         "id": meter.key.period.id,
-        "quota": meter.quota_tokens if limited else None,
+        "quota": meter.plan_quota_tokens if limited else None,
         "used": meter.settled_tokens,
         "reserved": meter.reserved_tokens,
         "remaining": max(0, meter.remaining_tokens) if limited else None,

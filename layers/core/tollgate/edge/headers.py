@@ -159,7 +159,7 @@ def _quotas(meter: Meter, now_seconds: float) -> list[_Allowance]:
     seconds = max(0, ceil(period.end_at.timestamp() - now_seconds))
     window_seconds = int((period.end_at - period.start_at).total_seconds())
     figures = (
-        ("plan", "tokens", meter.quota_tokens, meter.remaining_tokens),
+        ("plan", "tokens", meter.plan_quota_tokens, meter.remaining_tokens),
         ("plan-requests", "requests", meter.quota_requests, meter.remaining_requests),
     )
     return [
@@ -176,7 +176,8 @@ def _notice(meter: Meter) -> dict[str, str]:
     """
     shares = []
     if meter.quota_tokens < UNLIMITED:
-        shares.append(meter.settled_tokens * 100 // max(1, meter.quota_tokens + meter.overage_cap_tokens))
+        used_tokens = max(0, meter.settled_tokens - meter.banked_tokens)
+        shares.append(used_tokens * 100 // max(1, meter.plan_quota_tokens + meter.overage_cap_tokens))
     if meter.quota_requests < UNLIMITED:
         shares.append(meter.settled_requests * 100 // max(1, meter.quota_requests))
     if not shares:

@@ -61,7 +61,7 @@ def usage_view(usage: CurrentUsage) -> dict[str, object]:
 def _tokens(meter: Meter) -> dict[str, object]:
     limited = meter.quota_tokens < UNLIMITED
     return {
-        "quota": meter.quota_tokens if limited else None,
+        "quota": meter.plan_quota_tokens if limited else None,
         "used": meter.settled_tokens,
         "reserved": meter.reserved_tokens,
         # Overage is shown beside it; less than nothing is not left.

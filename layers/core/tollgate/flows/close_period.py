@@ -19,7 +19,7 @@ from typing import Final
 
 from tollgate.catalog.loader import Catalog
 from tollgate.domain.errors import StoreUnavailableError
-from tollgate.domain.ledger import SKEW_SECONDS, TOMBSTONE_SECONDS, Meter
+from tollgate.domain.ledger import SKEW_SECONDS, TOMBSTONE_SECONDS, Meter, MeterName
 from tollgate.domain.principals import Account
 from tollgate.domain.rollups import PeriodUse
 from tollgate.domain.sources import Clock
@@ -116,10 +116,10 @@ class PeriodCloser:
         now = self._now()
         run = _Run(deadline_at_seconds)
         for shard in rotated(SHARDS, now):
-            for pk, sk in self._meters.list_ending(shard, now - timedelta(seconds=CLOSE_LAG_SECONDS - 1)):
+            for name in self._meters.list_ending(shard, now - timedelta(seconds=CLOSE_LAG_SECONDS - 1)):
                 if self._clock.now_seconds() >= deadline_at_seconds:
                     return run.report(complete=False)
-                run.counts[self._close_or_leave(pk, sk, run)] += 1
+                run.counts[self._close_or_leave(name, run)] += 1
         return run.report(complete=True)
 
     def open_ahead(self, deadline_at_seconds: float) -> int:
@@ -127,33 +127,42 @@ class PeriodCloser:
         now = self._now()
         opened = 0
         for shard in rotated(SHARDS, now):
-            for pk, sk in self._meters.list_ending(shard, now + timedelta(seconds=AHEAD_SECONDS), since=now):
+            for name in self._meters.list_ending(shard, now + timedelta(seconds=AHEAD_SECONDS), since=now):
                 if self._clock.now_seconds() >= deadline_at_seconds:
                     return opened
-                meter = self._meters.find_item(pk, sk)
-                if meter is not None and meter.closed_at is None:
-                    opened += self._open_next(meter)
+                opened += self._open_ahead(name)
         return opened
 
-    def _close_or_leave(self, pk: str, sk: str, run: _Run) -> Closing:
+    def _open_ahead(self, name: MeterName) -> bool:
+        """Where that fails the next call opens the period, so one user's trouble is only told."""
+        try:
+            meter = self._meters.find_named(name)
+            return meter is not None and meter.closed_at is None and self._open_next(meter)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001  as in _close_or_leave
+            self._tell_left("period_not_opened", error, name)
+            return False
+
+    def _close_or_leave(self, name: MeterName, run: _Run) -> Closing:
         """One user's trouble must not keep all the others' periods from being closed."""
         try:
-            closing = self._close(pk, sk, run)
+            closing = self._close(name, run)
         except StoreUnavailableError as error:
             if run.store_silent:
                 raise
             run.store_silent = True
-            self._journal.failure("period_left", error)
+            self._tell_left("period_left", error, name)
             return Closing.LEFT
-        except (LookupError, ValueError) as error:  # an item that is not as it should be
-            self._journal.failure("period_left", error)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one user's items, the alarm tells it
+            self._tell_left("period_left", error, name)
             return Closing.LEFT
         run.store_silent = False
         return closing
 
-    def _close(self, pk: str, sk: str, run: _Run) -> Closing:
+    def _close(self, name: MeterName, run: _Run) -> Closing:
         for _ in range(ROUNDS):
-            meter = self._meters.find_item(pk, sk)
+            meter = self._meters.find_named(name)
             if meter is None or meter.closed_at is not None or not self._is_due(meter):
                 return Closing.NOT_DUE
             if meter.reservations:
@@ -219,6 +228,9 @@ class PeriodCloser:
                 return False
             meter = replace(meter, tombstones=pruned.tombstones)
         return self._meters.close(meter, summary.closed_at, [self._summaries.part_of_transaction(summary)])
+
+    def _tell_left(self, event: str, error: Exception, name: MeterName) -> None:
+        self._journal.failure(event, error, tenant_id=name.tenant_id, user_id=name.user_id, period_id=name.period_id)
 
     def _told(self, summary: PeriodSummary) -> Closing:
         self._journal.event(

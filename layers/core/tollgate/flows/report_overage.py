@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tollgate.domain.errors import ConflictError, StripeRefusedError, StripeUnavailableError
+from tollgate.domain.errors import ConflictError, StoreUnavailableError, StripeUnavailableError
 from tollgate.domain.overage import (
     UNIT_NANOUSD,
     Booked,
@@ -42,7 +42,7 @@ from tollgate.storage.overage import SHARDS, DueOverage, OverageAccounts, Overag
 if TYPE_CHECKING:
     from tollgate.domain.ledger import Meter
     from tollgate.domain.overage import BilledLine
-    from tollgate.domain.sources import Clock, IdSource, Report
+    from tollgate.domain.sources import Clock, IdSource, UserReport
     from tollgate.domain.stripe_events import StripeEvent
     from tollgate.providers.stripe_meter import StripeMeter
     from tollgate.storage.meters import Meters
@@ -320,7 +320,7 @@ def report_due_overage(
     accounts: OverageAccounts,
     marks: OverageMarks,
     reporter: OverageReporter,
-    report: Report,
+    report: UserReport,
     deadline_at_seconds: float,
 ) -> DueOverageReport:
     """Look at everybody whose overage grew, and at accounts whose time has come. Its cost grows with those, not with
@@ -336,14 +336,17 @@ def report_due_overage(
             if user not in seen:
                 reporter.report(*user)
                 reported += 1
-        except (ConflictError, StripeRefusedError) as error:
-            # One whom Stripe does not know must not keep all the others from being billed.
-            report("due_overage_refused", error)
+        except ConflictError:
+            continue  # another process is at it; what is due then is due in the next run
+        except StripeUnavailableError as error:
+            report("due_overage_left", error, tenant_id=due.tenant_id, user_id=due.user_id)
+            return DueOverageReport(reported, refused, complete=False)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001  one whom Stripe refuses, or whose items are broken, keeps nobody
+            report("due_overage_refused", error, tenant_id=due.tenant_id, user_id=due.user_id)
             refused += 1
             continue
-        except StripeUnavailableError as error:
-            report("due_overage_left", error)
-            return DueOverageReport(reported, refused, complete=False)
         seen.add(user)
         marks.remove(due)
     return DueOverageReport(reported, refused, complete=True)

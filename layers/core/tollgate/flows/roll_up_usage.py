@@ -19,7 +19,7 @@ from typing import Final
 
 from tollgate.catalog.loader import Catalog
 from tollgate.domain.errors import StoreUnavailableError
-from tollgate.domain.ledger import MAX_ROUNDS, SKEW_SECONDS, TOMBSTONE_SECONDS, Meter
+from tollgate.domain.ledger import MAX_ROUNDS, SKEW_SECONDS, TOMBSTONE_SECONDS, Meter, MeterName
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.pricing import CostParts, cost_parts
 from tollgate.domain.rollups import (
@@ -360,7 +360,9 @@ class Books:
 
     def _is_open(self, record: RequestRecord) -> bool:
         if record.period_id not in self._found:
-            self._found[record.period_id] = self._meters.find_named(self.tenant_id, self.user_id, record.period_id)
+            self._found[record.period_id] = self._meters.find_named(
+                MeterName(self.tenant_id, self.user_id, record.period_id)
+            )
         meter = self._found[record.period_id]
         reservation = meter.reservations.get(record.reservation_id) if meter is not None else None
         return reservation is not None and reservation.nonce == record.nonce

@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from tollgate.catalog.loader import Catalog
-from tollgate.domain.ledger import Meter
+from tollgate.domain.errors import StoreUnavailableError
+from tollgate.domain.ledger import Meter, MeterName
 from tollgate.domain.plans import ExpiryPolicy
-from tollgate.domain.sources import Clock
+from tollgate.domain.sources import Clock, UserReport
 from tollgate.flows.ledger import Ledger
-from tollgate.storage.activity import KEPT_SECONDS, SHARDS, ActiveMeter, Activity
+from tollgate.storage.activity import KEPT_SECONDS, SHARDS, Activity
 from tollgate.storage.meters import Meters
 
 HOUR: Final = timedelta(hours=1)
@@ -46,14 +47,19 @@ def sweep_meters(
     ledger: Ledger,
     catalog: Catalog,
     clock: Clock,
+    report: UserReport,
     deadline_at_seconds: float,
 ) -> SweepReport:
-    """End the expired reservations of every meter that was active. Raises StoreUnavailableError; safe to repeat."""
+    """End the expired reservations of every meter that was active. Raises StoreUnavailableError; safe to repeat.
+
+    Whatever else is wrong with one user's meter is reported, and that user's shard is looked at again.
+    """
     now = datetime.fromtimestamp(int(clock.now_seconds()), UTC)
     seen = expired = 0
     for shard in rotated(SHARDS, now):
-        looked_at: set[ActiveMeter] = set()
+        looked_at: set[MeterName] = set()
         done: datetime | None = None
+        all_swept = True
         for hour in _hours(activity.find_swept(shard), now):
             for active in activity.list_active(hour, shard):
                 if active in looked_at:
@@ -63,11 +69,17 @@ def sweep_meters(
                         activity.note_swept(shard, done)
                     return SweepReport(seen, expired, complete=False)
                 looked_at.add(active)
-                meter = meters.find_named(active.tenant_id, active.user_id, active.period_id)
-                if meter is not None:
-                    seen += 1
-                    expired += ledger.sweep(meter, expiry_policy(catalog, meter))
-            if hour + HOUR + OPEN_AT_MOST <= now:
+                try:
+                    meter = meters.find_named(active)
+                    if meter is not None:
+                        seen += 1
+                        expired += ledger.sweep(meter, expiry_policy(catalog, meter))
+                except StoreUnavailableError:
+                    raise
+                except Exception as error:  # noqa: BLE001  one user's broken item must not keep all the others
+                    report("meter_not_swept", error, tenant_id=active.tenant_id, user_id=active.user_id)
+                    all_swept = False
+            if all_swept and hour + HOUR + OPEN_AT_MOST <= now:
                 done = hour
         if done is not None:  # once, and not for each hour: a run that is days late has 72 of them in each shard
             activity.note_swept(shard, done)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tollgate.domain.errors import StripeRefusedError, StripeUnavailableError
-from tollgate.domain.sources import Clock, Report
+from tollgate.domain.errors import StoreUnavailableError, StripeUnavailableError
+from tollgate.domain.sources import Clock, UserReport
 from tollgate.flows.apply_subscription import SubscriptionSync
 from tollgate.storage.subscriptions import DUE_SHARDS, DueSubscriber, Subscriptions
 
@@ -30,7 +30,7 @@ def sync_due(
     subscriptions: Subscriptions,
     sync: SubscriptionSync,
     clock: Clock,
-    report: Report,
+    report: UserReport,
     deadline_at_seconds: float,
 ) -> DueReport:
     """Sync every subscriber that is due. Raises StoreUnavailableError; running it again is always right."""
@@ -40,13 +40,14 @@ def sync_due(
             return DueReport(synced, refused, complete=False)
         try:
             sync.sync(due.tenant_id, due.user_id)
-        except StripeRefusedError as error:
-            # One whom Stripe does not know must not keep all the others from being looked at.
-            report("due_subscriber_refused", error)
-            refused += 1
         except StripeUnavailableError as error:
-            report("due_subscribers_left", error)
+            report("due_subscribers_left", error, tenant_id=due.tenant_id, user_id=due.user_id)
             return DueReport(synced, refused, complete=False)
+        except StoreUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001  one whom Stripe refuses, or whose items are broken, keeps nobody
+            report("due_subscriber_refused", error, tenant_id=due.tenant_id, user_id=due.user_id)
+            refused += 1
         else:
             synced += 1
     return DueReport(synced, refused, complete=True)

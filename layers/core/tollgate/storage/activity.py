@@ -7,14 +7,13 @@ three days. A run that comes later than that finds what crashed calls left open 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from tollgate.domain.ledger import MeterKey
+from tollgate.domain.ledger import MeterKey, MeterName
 from tollgate.storage.table import (
     Table,
     attributes,
@@ -30,15 +29,6 @@ from tollgate.storage.table import (
 SHARDS: Final = 16
 """Each hour's marks are spread over this many partitions."""
 KEPT_SECONDS: Final = 3 * 24 * 3600
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ActiveMeter:
-    """A meter that had a call."""
-
-    tenant_id: str
-    user_id: str
-    period_id: str
 
 
 class Activity:
@@ -58,7 +48,7 @@ class Activity:
         with store_outages():
             self._table.client.put_item(TableName=self._table.name, Item=mark)
 
-    def list_active(self, hour: datetime, shard: int) -> Iterator[ActiveMeter]:
+    def list_active(self, hour: datetime, shard: int) -> Iterator[MeterName]:
         """Access pattern: meters that had a call in the hour, one shard, paged (consistent read)."""
         start: dict[str, Any] = {}
         while True:
@@ -73,7 +63,7 @@ class Activity:
             for item in answer["Items"]:
                 user, _, period_id = item["SK"]["S"].rpartition("#")
                 tenant_id, _, user_id = user.partition("#")
-                yield ActiveMeter(tenant_id, user_id, period_id)
+                yield MeterName(tenant_id, user_id, period_id)
             if "LastEvaluatedKey" not in answer:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from tollgate.domain.ledger import Meter, MeterKey, Reservation, resize
+from tollgate.domain.ledger import Meter, MeterKey, MeterName, Reservation, resize
 from tollgate.domain.periods import UsagePeriod
 from tollgate.domain.plans import Plan
 from tollgate.domain.principals import Account, Profile
@@ -192,22 +192,19 @@ class Meters:
 
     def find(self, key: MeterKey) -> Meter | None:
         """Access pattern: a user's meter of one usage period (consistent read)."""
-        return self.find_item(user_pk(key.tenant_id, key.user_id), _sk(key.period))
+        return self.find_named(MeterName(key.tenant_id, key.user_id, key.period.id))
 
-    def find_item(self, pk: str, sk: str) -> Meter | None:
-        """The same by stored key, as listed by `list_ending`."""
+    def find_named(self, name: MeterName) -> Meter | None:
+        """The same by the period's id, as records and indexes have it."""
+        pk, sk = user_pk(name.tenant_id, name.user_id), f"USAGE#{name.period_id}"
         with store_outages():
             answer = self._table.client.get_item(
                 TableName=self._table.name, Key=attributes(PK=pk, SK=sk), ConsistentRead=True
             )
         return meter_of(answer["Item"]) if "Item" in answer else None
 
-    def find_named(self, tenant_id: str, user_id: str, period_id: str) -> Meter | None:
-        """The same by the period's id, as records have it."""
-        return self.find_item(user_pk(tenant_id, user_id), f"USAGE#{period_id}")
-
-    def list_ending(self, shard: int, before: datetime, *, since: datetime | None = None) -> Iterator[tuple[str, str]]:
-        """Access pattern: stored keys of the periods not closed that end in [since, before), one shard, paged.
+    def list_ending(self, shard: int, before: datetime, *, since: datetime | None = None) -> Iterator[MeterName]:
+        """Access pattern: the periods not closed that end in [since, before), one shard, paged.
 
         Earliest end first; `since` None: from the first. As the index has it, so read the meter before acting.
         """
@@ -226,7 +223,8 @@ class Meters:
                     **start,
                 )
             for item in answer["Items"]:
-                yield item["PK"]["S"], item["SK"]["S"]
+                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
+                yield MeterName(tenant_id, user_id, item["SK"]["S"].removeprefix("USAGE#"))
             if "LastEvaluatedKey" not in answer:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
