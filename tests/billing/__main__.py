@@ -1,93 +1,39 @@
-"""`python -m tests.billing`: run webhook schedules.
+"""`python -m tests.billing`: run webhook schedules, as tests/support/seeded_command.py says.
 
---seed N [--trace]      one run; the same integer gives the same run, event by event
---seeds A:B | N         many runs, over --jobs processes
---mutants               every guard switched off, one at a time
+--adversarial           functions outlive their deadline in every run
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "layers" / "core"), str(ROOT)]
-# Workers are started anew and find the code by this.
-os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], os.environ.get("PYTHONPATH", "")])
 
-from tests.billing.mutants import MUTANTS, try_mutants  # noqa: E402  the path first
+from tests.billing.mutants import MUTANTS  # noqa: E402  the path first
 from tests.billing.runner import Summary, run_seed, run_seeds  # noqa: E402
 from tests.billing.scenario import Options  # noqa: E402
-
-SHOWN_FAILURES = 20
-
-
-def say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+from tests.support.seeded_command import Proof, main  # noqa: E402
 
 
-def main() -> int:
-    arguments = _parser().parse_args()
-    options = Options(adversarial=arguments.adversarial or None)
-    if arguments.mutants:
-        return _mutants(arguments.jobs)
-    if arguments.seed is not None:
-        return _one(arguments.seed, options, trace=arguments.trace)
-    return _many(_seeds(arguments.seeds or "500"), options, arguments.jobs)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.billing", description="Webhook schedules under every fault.")
-    parser.add_argument("--seed", type=int, help="run this one seed and show what it reached")
-    parser.add_argument("--trace", action="store_true", help="with --seed: every message and every misfortune")
-    parser.add_argument("--seeds", help="A:B, or a number of seeds from 0")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--mutants", action="store_true", help="switch every guard off, one at a time")
+def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--adversarial", action="store_true", help="functions outlive their deadline in every run")
-    return parser
 
 
-def _seeds(text: str) -> range:
-    first, colon, last = text.partition(":")
-    return range(int(first), int(last)) if colon else range(int(first))
-
-
-def _one(seed: int, options: Options, *, trace: bool) -> int:
-    outcome = run_seed(seed, options, say if trace else None)
-    for name, number in sorted(outcome.seen.items()):
-        say(f"{number:>10,}  {name}")
-    for violation in outcome.violations:
-        say(str(violation))
-    say(f"seed {seed}: {len(outcome.violations)} violations")
-    return bool(outcome.violations)
-
-
-def _many(seeds: range, options: Options, jobs: int) -> int:
-    began = time.monotonic()
-    summary = Summary()
-    for outcome in run_seeds(seeds, options, jobs=jobs):
-        summary.add(outcome)
-    for name, number in sorted(summary.seen.items()):
-        say(f"{number:>14,}  {name}")
-    for seed, violation in sorted(summary.failures, key=lambda failure: failure[0])[:SHOWN_FAILURES]:
-        say(f"seed {seed}: {violation}\n    replay: python -m tests.billing --seed {seed} --trace")
-    say(f"seeds {seeds.start}:{seeds.stop}: {summary.figures()}, {time.monotonic() - began:.0f} s")
-    return bool(summary.failures)
-
-
-def _mutants(jobs: int) -> int:
-    wrong = 0
-    for verdict in try_mutants(MUTANTS, jobs=jobs):
-        wrong += verdict.first_seed is None
-        mark = "!!" if verdict.first_seed is None else "  "
-        say(f"{mark} {verdict.mutant.name:40s} first seed {verdict.first_seed} of {verdict.seeds} {verdict.kinds}")
-    say(f"{len(MUTANTS)} mutants, {wrong} not caught")
-    return bool(wrong)
-
+PROOF = Proof(
+    command="tests.billing",
+    about="Webhook schedules under every fault.",
+    seeds=500,
+    run_seed=run_seed,
+    run_seeds=run_seeds,
+    summary=Summary,
+    mutants=MUTANTS,
+    add_arguments=_add_arguments,
+    options_of=lambda arguments: Options(adversarial=arguments.adversarial or None),
+    replay_with=lambda options: " --adversarial" if options.adversarial else "",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(PROOF))

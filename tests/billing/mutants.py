@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-
-from tests.simulation.mutants import Edit, Mutant, become, patched_source
+from tests.support.mutants import Mutant, one_edit
 
 SYNC = "tollgate.flows.apply_subscription"
 EVENTS = "tollgate.flows.stripe_events"
@@ -17,13 +10,8 @@ STORED_EVENTS = "tollgate.storage.stripe_events"
 STORED = "tollgate.storage.subscriptions"
 DOMAIN = "tollgate.domain.subscriptions"
 
-
-def _mutant(name: str, module: str, where: str, before: str, after: str, seeds: int) -> Mutant:
-    return Mutant(name, module, (Edit(where, before, after),), seeds)
-
-
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant(
+    one_edit(
         "subscriber compare-and-set",
         STORED,
         "def _conditional_put(",
@@ -31,7 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"version = :seen OR attribute_exists(PK)"',
         10,
     ),
-    _mutant(
+    one_edit(
         "fetch between reading and writing",
         SYNC,
         "def sync(",
@@ -40,7 +28,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "            decided = self._decide(seen, subscriptions, look)",
         20,
     ),
-    _mutant(
+    one_edit(
         "a sync that finds nothing new moves the version",
         SYNC,
         "def _write(",
@@ -50,7 +38,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "        account = Account.of(",
         3000,
     ),
-    _mutant(
+    one_edit(
         "entitlements and subscriber together",
         SYNC,
         "def _write(",
@@ -58,7 +46,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "also=(),\n            )\n            self._subscriptions.put(decided)",
         10,
     ),
-    _mutant(
+    one_edit(
         "who lost the race starts again",
         SYNC,
         "def _write(",
@@ -66,8 +54,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "except (StaleAccountError, SupersededError):\n            pass",
         20,
     ),
-    _mutant("surplus subscriptions end", SYNC, "def _fetch(", "choice.surplus:", "():", 20),
-    _mutant(
+    one_edit("surplus subscriptions end", SYNC, "def _fetch(", "choice.surplus:", "():", 20),
+    one_edit(
         "disputes are fetched",
         SYNC,
         "def _disputes(",
@@ -75,8 +63,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "dispute is not None",
         200,
     ),
-    _mutant("a lost dispute counts", DOMAIN, "def blocks(", "not self.lost or", "True or", 500),
-    _mutant(
+    one_edit("a lost dispute counts", DOMAIN, "def blocks(", "not self.lost or", "True or", 500),
+    one_edit(
         "no payment after a trial, no plan",
         "tollgate.providers.stripe_billing",
         "def _told_if_unpaid(",
@@ -84,8 +72,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "trial_unpaid=False",
         500,
     ),
-    _mutant("a customer that is gone is let go", SYNC, "def _decide(", "if look.customer and", "if False and", 20),
-    _mutant(
+    one_edit("a customer that is gone is let go", SYNC, "def _decide(", "if look.customer and", "if False and", 20),
+    one_edit(
         "the hourly run looks at who is due",
         SYNC,
         "def _write(",
@@ -93,7 +81,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "check_at=None",
         1500,
     ),
-    _mutant(
+    one_edit(
         "a checkout that is over is forgotten",
         SYNC,
         "def _decide(",
@@ -101,7 +89,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "seen.checkout",
         20,
     ),
-    _mutant(
+    one_edit(
         "an event is done after its effects",
         EVENTS,
         "def _once(",
@@ -109,8 +97,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "            self._events.finish(lease, self._now())\n            effect(event)\n",
         200,
     ),
-    _mutant("an event is given back when it failed", EVENTS, "def _once(", "raise\n", "pass\n", 20),
-    _mutant(
+    one_edit("an event is given back when it failed", EVENTS, "def _once(", "raise\n", "pass\n", 20),
+    one_edit(
         "a busy event waits",
         EVENTS,
         "def _once(",
@@ -118,7 +106,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "return Outcome.DUPLICATE",
         20,
     ),
-    _mutant(
+    one_edit(
         "lease",
         STORED_EVENTS,
         "def begin(",
@@ -127,7 +115,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ' leased_until < :now)"'.replace(":zero", ":now"),
         20,
     ),
-    _mutant(
+    one_edit(
         "dedupe",
         STORED_EVENTS,
         "def begin(",
@@ -135,7 +123,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"(attribute_not_exists(done_at) OR attribute_exists(done_at)) AND (',
         20,
     ),
-    _mutant(
+    one_edit(
         "refunds once",
         STORED_EVENTS,
         "def _put_once(",
@@ -143,7 +131,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"attribute_not_exists(PK) OR attribute_exists(PK)"',
         200,
     ),
-    _mutant(
+    one_edit(
         "grace ends",
         DOMAIN,
         "def entitlements_of(",
@@ -152,50 +140,3 @@ MUTANTS: tuple[Mutant, ...] = (
         200,
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one mutant."""
-
-    mutant: Mutant
-    seeds: int
-    """Seeds run."""
-    first_seed: int | None
-    kinds: tuple[str, ...]
-    """Kinds of violations of the seed that caught it."""
-
-
-def try_mutants(mutants: tuple[Mutant, ...], *, jobs: int) -> Iterator[Verdict]:
-    """Each in its own process, `jobs` at a time, up to its first catch."""
-    for mutant in mutants:
-        patched_source(mutant)  # here, where its error is seen
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(_try, mutants)
-
-
-def _try(mutant: Mutant) -> Verdict:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run_mutant, args=(mutant, sender), daemon=True)
-    process.start()
-    sender.close()
-    with receiver:
-        seeds, first_seed, kinds = receiver.recv()
-    process.join()
-    return Verdict(mutant, seeds, first_seed, kinds)
-
-
-def _run_mutant(mutant: Mutant, sender: Connection) -> None:
-    become(mutant)
-    for name in [name for name in sys.modules if name.startswith("tests.billing.") and name != __name__]:
-        del sys.modules[name]
-    from tests.billing.runner import run_seed
-
-    for number in range(mutant.seeds):
-        # A crash alone may only say that the patch does not run.
-        kinds = {violation.kind for violation in run_seed(mutant.first_seed + number).violations} - {"crash"}
-        if kinds:
-            sender.send((number + 1, mutant.first_seed + number, tuple(sorted(kinds))))
-            return
-    sender.send((mutant.seeds, None, ()))

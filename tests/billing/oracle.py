@@ -9,13 +9,13 @@ refunds, meter_errors, undone (an event that nobody finished), contract (a reque
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tests.billing.truth import Truth, books_of, living, truth_of
 from tests.simulation.hub import Process
 from tests.simulation.memory_table import Change
+from tests.support.seeded_runs import Violation
 from tollgate.domain.periods import period_at
 
 if TYPE_CHECKING:
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
 LEASE_SLACK_SECONDS = 3
 """Two clocks and the network between them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    kind: str
-    at: float
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} at {self.at:.3f}: {self.message}"
 
 
 class Oracle:

@@ -87,8 +87,8 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         users=users,
         steps=tuple(_steps(rng, users)),
         table=MessageFaults.draw(rng) if faulty else MessageFaults(),
-        stripe=_wire(rng) if faulty else WireFaults(),
-        queue=_wire(rng) if faulty else WireFaults(),
+        stripe=WireFaults.draw(rng, most=0.1, most_failed=0.05) if faulty else WireFaults(),
+        queue=WireFaults.draw(rng, most=0.1, most_failed=0.05) if faulty else WireFaults(),
         kill=rng.choice((0, 0.05, 0.25)) if faulty else 0,
         freeze=rng.choice((0, 0.05, 0.2)) if faulty else 0,
         adversarial=adversarial,
@@ -98,15 +98,6 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         bus=rng.choice((0, 0.3)),
         longest_delay_seconds=rng.choice((1.0, 30.0, HOUR, 2 * DAY)),
         clock_error_seconds=rng.choice((0.0, 1.0)),
-    )
-
-
-def _wire(rng: random.Random) -> WireFaults:
-    return WireFaults(
-        lost_request=rng.choice((0, 0.02, 0.1)),
-        lost_answer=rng.choice((0, 0.02, 0.1)),
-        failed=rng.choice((0, 0.02, 0.05)),
-        busy=rng.choice((0, 0.02, 0.1)),
     )
 
 

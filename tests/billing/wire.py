@@ -30,6 +30,16 @@ class WireFaults:
     def total(self) -> float:
         return self.lost_request + self.lost_answer + self.failed + self.busy
 
+    @classmethod
+    def draw(cls, rng: random.Random, *, most: float, most_failed: float) -> WireFaults:
+        """Each of them never, now and then, or this often."""
+        return cls(
+            lost_request=rng.choice((0, 0.02, most)),
+            lost_answer=rng.choice((0, 0.02, most)),
+            failed=rng.choice((0, 0.02, most_failed)),
+            busy=rng.choice((0, 0.02, most)),
+        )
+
 
 class Wire(stripe.HTTPClient):
     """The SDK's transport for whichever process is running. One for all runs: making a client costs 20 ms."""

@@ -19,7 +19,7 @@ from tests.billing.actions import Actions
 from tests.billing.oracle import Oracle
 from tests.billing.scenario import DAY, HOUR, Scenario
 from tests.billing.wire import Queue, Side, Wire, WireFaults
-from tests.simulation.hub import Hub, Process
+from tests.simulation.hub import Hub, Process, Warm
 from tests.simulation.memory_table import MemoryTable
 from tests.simulation.network import MessageFaults, Network, SimulatedClient
 from tollgate.catalog.loader import Catalog, load_catalog
@@ -89,15 +89,11 @@ class Journal:
             self.seen[f"metric_{name}"] += number
 
 
-class Container:
-    """A warm function process with production's own objects in it; is Clock and IdSource of its code."""
-
-    process: Process
+class Container(Warm):
+    """A warm function process with production's own objects in it."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        error = world.scenario.clock_error_seconds
-        self.skew_seconds = world.rng.uniform(-1, 1) * error
+        super().__init__(world, world.scenario.clock_error_seconds)
         self.table = Table(cast("DynamoDBClient", SimulatedClient(world.network, self)), TABLE)
         self.users = Users(self.table)
         self.meters = Meters(self.table)
@@ -120,18 +116,6 @@ class Container:
             to_queue=world.queue.send,
             to_dead_letters=world.dead_letters.send,
         )
-
-    def now_seconds(self) -> float:
-        return self.process.now_seconds()
-
-    def pause(self, wait_seconds: float) -> None:
-        self.world.hub.sleep(self.process, wait_seconds)
-
-    def new_id(self, length: int) -> str:
-        return self.world.new_id(length)
-
-    def random_bytes(self, count: int) -> bytes:
-        return self.world.rng.randbytes(count)
 
 
 @dataclass(slots=True)
@@ -293,7 +277,7 @@ class World:
                 subscriptions=container.subscriptions,
                 sync=container.sync,
                 clock=container,
-                report=lambda name, _: self.seen.update([name]),
+                report=lambda name, _, **__: self.seen.update([name]),
                 deadline_at_seconds=container.now_seconds() + 240,
             )
         except TollgateError:

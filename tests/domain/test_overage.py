@@ -143,6 +143,17 @@ def test_late_usage_can_be_written_off_and_is_seen() -> None:
     assert write_off_late(forgiven, meters) == forgiven
 
 
+def test_a_period_that_goes_on_is_not_forgiven_by_an_invoice_in_the_middle_of_it() -> None:
+    middle = START + timedelta(days=3)
+    account = replace(ACCOUNT, windows=(), closed_through_at=middle, billed_units=10)
+    running, over = a_meter(START, END, 30 * UNIT_NANOUSD), a_meter(START, middle, 30 * UNIT_NANOUSD)
+
+    assert write_off_late(account, [running]).written_off_units == 0
+    assert write_off_late(account, [over]).written_off_units == 20
+    # Left by a change of plan: it ended where the next one began.
+    assert write_off_late(account, [running, a_meter(middle, END, 0)]).written_off_units == 20
+
+
 def test_an_open_invoice_is_not_forgiven() -> None:
     account = replace(ACCOUNT, windows=(WINDOW, NEXT), closed_through_at=START)
 
@@ -153,17 +164,97 @@ def test_an_open_invoice_is_not_forgiven() -> None:
 
 
 def test_a_renewal_adds_a_window_and_a_new_anchor_cuts_the_old_one() -> None:
-    renewed = follow(ACCOUNT, an_item(END, NEXT_END), END + MINUTE)
+    renewed = follow(ACCOUNT, [an_item(END, NEXT_END)], END + MINUTE)
     moved_at = START + timedelta(days=3)
-    moved = follow(ACCOUNT, an_item(moved_at, moved_at + timedelta(days=30)), moved_at + MINUTE)
+    moved = follow(ACCOUNT, [an_item(moved_at, moved_at + timedelta(days=30))], moved_at + MINUTE)
 
     assert [(one.start_at, one.end_at) for one in renewed.windows] == [(START, END), (END, NEXT_END)]
     assert [one.end_at for one in moved.windows] == [moved_at, moved_at + timedelta(days=30)]
 
 
+@pytest.mark.parametrize("away", [-SECOND, timedelta(), timedelta(days=3)])
+def test_a_new_subscription_ends_the_window_of_the_one_before(away: timedelta) -> None:
+    """Also where nobody looked between: what is used from then on is for the new one to bill."""
+    begin = START + timedelta(days=10)
+    later = begin + timedelta(days=30)
+    both = follow(ACCOUNT, [MeteredItem("sub_2", "cus_1", begin, begin, later)], begin + MINUTE)
+    meters = [a_meter(START, END, 15 * UNIT_NANOUSD), a_meter(begin, later, 30 * UNIT_NANOUSD)]
+
+    assert [(one.start_at, one.end_at) for one in both.windows] == [(START, begin), (begin, later)]
+    assert targets(both, meters) == (15, 30)
+    assert (begin + away in both.spans[1]) is (away >= timedelta())
+
+
+def test_one_that_began_before_the_window_of_the_other_leaves_nothing_of_it() -> None:
+    both = follow(ACCOUNT, [MeteredItem("sub_2", "cus_1", START - MINUTE, START - MINUTE, END)], START + MINUTE)
+    assert [(one.start_at, one.end_at) for one in both.windows] == [(START, START), (START - MINUTE, END)]
+
+
+def test_however_often_a_subscription_is_made_anew_what_was_billed_stays_billable() -> None:
+    account, meters = OverageAccount("main", "ada"), []
+    for number in range(6):
+        begin = START + timedelta(days=5 * number)
+        item = MeteredItem(f"sub_{number}", "cus_1", begin, begin, begin + timedelta(days=30))
+        meters.append(a_meter(begin, begin + timedelta(days=30), UNIT_NANOUSD))
+        account = put_aside(follow(account, [item], begin + MINUTE), meters)
+
+    assert account.all_unbillable_nanousd == 0
+    assert sum(targets(account, meters)) == 6
+
+
+def test_spans_that_no_period_needs_any_more_are_let_go() -> None:
+    far = START + timedelta(days=500)
+    back = follow(follow(ACCOUNT, [], END), [MeteredItem("sub_2", "cus_1", far, far, far + timedelta(days=30))], far)
+    assert back.spans == (Span(far),)
+
+
+def test_what_an_ended_subscription_used_is_owed_also_where_nobody_looked_before() -> None:
+    """Its last invoice is a draft still, and is told."""
+    ended_at = START + timedelta(days=10)
+    item = replace(an_item(START, END), ended_at=ended_at)
+    meters = [a_meter(START, END, 15 * UNIT_NANOUSD)]
+    account = put_aside(follow(OverageAccount("main", "ada"), [item], ended_at + MINUTE), meters)
+
+    assert ([(one.start_at, one.end_at) for one in account.windows], account.spans) == (
+        [(START, ended_at)],
+        (Span(START, ended_at),),
+    )
+    assert (targets(account, meters), account.all_unbillable_nanousd) == ((15,), 0)
+    assert follow(account, [item], ended_at + 2 * MINUTE) == account
+    final = book(account, [a_line(START, ended_at, 15)], ended_at + timedelta(hours=1)).account
+    assert follow(final, [item], ended_at + timedelta(hours=2)).windows == ()
+
+
+@pytest.mark.parametrize(("late", "windows"), [(-SECOND, 1), (timedelta(), 1), (SECOND, 0)])
+def test_of_one_that_ended_long_ago_no_invoice_is_waited_for_and_its_use_stays_owed(
+    late: timedelta, windows: int
+) -> None:
+    item = replace(an_item(START, END), ended_at=END)
+    meters = [a_meter(START, END, 15 * UNIT_NANOUSD)]
+    account = put_aside(follow(OverageAccount("main", "ada"), [item], END + LINE_WAIT + late), meters)
+
+    assert len(account.windows) == windows
+    assert (account.open_nanousd(meters), account.all_unbillable_nanousd) == (15 * UNIT_NANOUSD, 0)
+
+
+def test_one_that_was_replaced_before_anybody_looked_is_owed_by_the_next() -> None:
+    ended_at, later = START + timedelta(days=10), START + timedelta(days=40)
+    items = [
+        MeteredItem("sub_2", "cus_1", ended_at + MINUTE, ended_at + MINUTE, later),
+        replace(an_item(START, END), ended_at=ended_at),
+    ]
+    meters = [a_meter(START, END, 15 * UNIT_NANOUSD), a_meter(ended_at + MINUTE, later, 30 * UNIT_NANOUSD)]
+    seen = put_aside(follow(OverageAccount("main", "ada"), items, ended_at + 2 * MINUTE), meters)
+    given_up = book(seen, [], ended_at + LINE_WAIT + MINUTE)
+
+    assert targets(seen, meters) == (15, 30)
+    assert [one.subscription_id for one in given_up.unbilled] == ["sub_1"]
+    assert targets(given_up.account, meters) == (45,)
+
+
 def test_a_subscription_that_is_over_leaves_no_running_window() -> None:
     seen_at = START + timedelta(days=3)
-    ended = follow(ACCOUNT, None, seen_at)
+    ended = follow(ACCOUNT, [], seen_at)
     given_up = book(ended, [], seen_at + LINE_WAIT + SECOND)
 
     assert ([one.end_at for one in ended.windows], ended.spans) == ([seen_at], (Span(START, seen_at),))
@@ -206,17 +297,17 @@ def test_a_period_that_ended_unseen_is_told_while_its_invoice_is_a_draft() -> No
 def test_overage_that_no_subscription_covers_is_never_billed() -> None:
     gift = a_meter(START - timedelta(days=30), START, 9 * UNIT_NANOUSD)
     seen = put_aside(OverageAccount("main", "ada"), [gift])
-    subscribed = put_aside(follow(seen, an_item(START, END), START + MINUTE), [gift])
+    subscribed = put_aside(follow(seen, [an_item(START, END)], START + MINUTE), [gift])
 
     assert (subscribed.all_unbillable_nanousd, targets(subscribed, [gift])) == (9 * UNIT_NANOUSD, (0,))
 
 
 def test_what_an_ended_subscription_still_owes_is_billed_by_the_next_one() -> None:
-    ended = follow(book(ACCOUNT, [a_line(START, END, 10)], END).account, None, END + MINUTE)
+    ended = follow(book(ACCOUNT, [a_line(START, END, 10)], END).account, [], END + MINUTE)
     meters = [a_meter(START, END, 25 * UNIT_NANOUSD)]
     back_at = END + timedelta(days=40)
     item = MeteredItem("sub_2", "cus_1", back_at, back_at, back_at + timedelta(days=30))
-    back = put_aside(follow(ended, item, back_at + MINUTE), meters)
+    back = put_aside(follow(ended, [item], back_at + MINUTE), meters)
 
     assert ended.open_nanousd(meters) == 15 * UNIT_NANOUSD
     assert targets(back, meters) == (15,)

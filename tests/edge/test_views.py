@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.ledger_world import LedgerWorld, a_plan, an_ask
 from tollgate.domain.ledger import Settlement
 from tollgate.domain.plans import UNLIMITED, QuotaKind
@@ -31,6 +33,16 @@ def test_requests_are_counted_beside_tokens() -> None:
     world.ledger.reserve(world.account, world.key, an_ask(100))
     world.ledger.settle(first, Settlement(used_tokens=40))
     assert view_of(world)["requests"] == {"quota": 5, "used": 1, "reserved": 1, "remaining": 3}
+
+
+@pytest.mark.parametrize(("calls", "left"), [(2, 1), (3, 0), (4, 0)])
+def test_after_a_change_to_fewer_calls_than_were_made_none_is_left(calls: int, left: int) -> None:
+    world = LedgerWorld(a_plan(quota_tokens=None, quota_requests=5))
+    for _ in range(calls):
+        world.use(10)
+    world.follow(world.change(a_plan(id="small", quota_tokens=None, quota_requests=3)))
+    requests = view_of(world)["requests"]
+    assert requests == {"quota": 3, "used": calls, "reserved": 0, "remaining": left}
 
 
 def test_used_reserved_and_remaining_add_up_to_the_quota() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.closing import END, ClosingWorld, Killed
+from tests.support.closing import CATALOG, END, ClosingWorld, Killed
 from tests.support.ledger_world import an_ask
 from tests.support.scripted_dynamodb import Fate
 from tollgate.domain.errors import StoreUnavailableError
@@ -18,7 +18,10 @@ from tollgate.domain.rollups import RowKey, Sums
 from tollgate.domain.subscriptions import Entitlements
 from tollgate.flows.close_period import AHEAD_SECONDS, CLOSE_LAG_SECONDS, CloseReport
 from tollgate.flows.ledger import Ledger, account_key
+from tollgate.flows.roll_up_usage import UsageRollUps
 from tollgate.storage.meters import SHARDS, Meters
+from tollgate.storage.requests import Requests
+from tollgate.storage.rollups import DayRollUps
 
 DUE = END + timedelta(seconds=CLOSE_LAG_SECONDS)
 NEXT = "2026-11-20T120000Z"
@@ -278,6 +281,42 @@ def _rolled_up(world: ClosingWorld) -> dict[str, list[tuple[RowKey, Sums]]]:
 def test_a_run_without_time_leaves_everything_and_says_so() -> None:
     world = a_town()
     assert world.closer().close_due(world.seconds) == CloseReport(0, 0, 0, complete=False)
+
+
+class _SmallPasses(ClosingWorld):
+    """A user with more records than one reading takes: three of them stand for 20,000."""
+
+    def roll_ups(self) -> UsageRollUps:
+        return UsageRollUps(
+            Requests(self.table), DayRollUps(self.table), Meters(self.table), CATALOG, self, self.ids, records_at_most=3
+        )
+
+
+def test_a_period_with_more_records_than_one_reading_takes_is_closed_in_one_run() -> None:
+    world = _SmallPasses(END - timedelta(hours=2))
+    user = world.sign_up("u")
+    for _ in range(20):
+        world.call(user, 10)
+        world.turn_to(world.now + timedelta(minutes=1))
+    world.turn_to(DUE)
+    assert world.run() == CloseReport(1, 0, 0, complete=True)
+    assert (world.summary("u").charged_tokens, world.summary("u").reconciled) == (200, True)
+
+
+def test_one_that_is_left_says_why() -> None:
+    world = ClosingWorld(END - timedelta(minutes=1))
+    world.begin(world.sign_up("u"), 100)
+    world.turn_to(DUE)
+    [shard] = [pk for pk in world.memory.partitions if pk.endswith("#u")]
+    items = world.memory.partitions[shard]
+    name, text = next((name, value) for name, value in items["USAGE#2026-10-20T120000Z"].items() if name[:2] == "r#")
+    amount, _, rest = text["S"].split(":", 2)
+    late = {name: {"S": f"{amount}:{int(DUE.timestamp())}:{rest}"}}  # as a clock far ahead of ours had written it
+    items["USAGE#2026-10-20T120000Z"] = items["USAGE#2026-10-20T120000Z"] | late
+    assert world.run() == CloseReport(0, 1, 0, complete=True)
+    assert ("u", "open_reservations") in [
+        (line["user_id"], line["outcome"]) for event, line in world.journal.lines if event == "period_left"
+    ]
 
 
 # ---- one must not keep the others

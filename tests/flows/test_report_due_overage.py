@@ -9,14 +9,20 @@ import pytest
 from tests.support.clocks import Reports
 from tests.support.closing import ClosingWorld
 from tests.support.scripted_dynamodb import Fate
-from tollgate.domain.errors import StoreUnavailableError
+from tollgate.domain.errors import StoreUnavailableError, StripeUnavailableError
 from tollgate.flows.report_overage import DueOverageReport, OverageReporter, report_due_overage
 from tollgate.storage.meters import Meters
 from tollgate.storage.overage import SHARDS, OverageAccounts, OverageMarks
 from tollgate.storage.subscriptions import Subscriptions
 
-NO_STRIPE = cast("Any", None)
-"""None of these users is in overage, so Stripe is never asked."""
+
+class _SilentStripe:
+    """Of `providers.stripe_meter.StripeMeter`: what is asked first is not answered."""
+
+    def list_items(self, customer_id: str) -> object:
+        raise StripeUnavailableError(f"Stripe did not answer for {customer_id}.")
+
+
 PERIOD = "2026-10-20T120000Z"
 
 
@@ -27,9 +33,18 @@ class _Town:
         self.world = ClosingWorld()
         self.accounts, self.marks = OverageAccounts(self.world.table), OverageMarks(self.world.table)
         self.reports = Reports()
-        for name in ("ada", "bob", "cy"):
-            self.world.call(self.world.sign_up(name), 100)
+        names = ("ada", "bob", "cy")
+        self.users = {name: self.world.sign_up(name, overage_cap_cents=5_000) for name in names}
+        for name in names:
+            self.world.call(self.users[name], 100)
             self.marks.put("main", name, PERIOD, self.world.now)
+
+    def use_up(self, *names: str) -> None:
+        """They are in overage, and customers of Stripe's, which does not answer."""
+        for name in names:
+            assert Subscriptions(self.world.table).claim_customer("main", name, f"cus_{name}")
+            for tokens in (2_000_000, 7_000):
+                self.world.call(self.users[name], tokens)
 
     def run(self, *, seconds: float = 600) -> DueOverageReport:
         world = self.world
@@ -37,7 +52,7 @@ class _Town:
             self.accounts,
             Meters(world.table),
             Subscriptions(world.table),
-            NO_STRIPE,
+            cast("Any", _SilentStripe()),
             world,
             world.ids,
             cast("Any", world.journal),
@@ -88,3 +103,18 @@ def test_without_time_everybody_waits() -> None:
     town = _Town()
     assert town.run(seconds=0) == DueOverageReport(0, 0, complete=False)
     assert town.marked() == {"ada", "bob", "cy"}
+
+
+def test_one_for_whom_stripe_does_not_answer_keeps_nobody() -> None:
+    town = _Town()
+    town.use_up("bob")
+    assert town.run() == DueOverageReport(2, 0, complete=False)
+    assert town.marked() == {"bob"}
+    assert town.reports.users == ["bob"]
+
+
+def test_two_in_a_row_for_whom_stripe_does_not_answer_are_an_outage() -> None:
+    town = _Town()
+    town.use_up("ada", "bob", "cy")
+    assert town.run() == DueOverageReport(0, 0, complete=False)
+    assert len(town.reports.users) == 2

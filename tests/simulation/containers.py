@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
-from tests.simulation.hub import KilledError, Process
+from tests.simulation.hub import KilledError, Warm
 from tests.simulation.network import SimulatedClient
 from tollgate.domain.ledger import MeterKey
 from tollgate.domain.periods import period_at
@@ -29,16 +29,13 @@ def user_id(user: int) -> str:
     return f"user-{user}"
 
 
-class Container:
-    """Serves one invocation at a time and keeps what it learned for the next; is Clock and IdSource of its code."""
-
-    process: Process
-    """The present invocation."""
+class Container(Warm):
+    """Serves one invocation at a time and keeps what it learned for the next."""
 
     def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, world.scenario.clock_error_seconds)
         self.world = world
         self.name = name
-        self.skew_seconds = world.rng.uniform(-1, 1) * world.scenario.clock_error_seconds
         self.table = Table(cast("DynamoDBClient", SimulatedClient(world.network, self)), TABLE)
         self.users = Users(self.table)
         self.meters = Meters(self.table)
@@ -48,16 +45,7 @@ class Container:
     def now_seconds(self) -> float:
         if self.process.dead:
             raise KilledError
-        return self.process.now_seconds()
-
-    def pause(self, wait_seconds: float) -> None:
-        self.world.hub.sleep(self.process, wait_seconds)
-
-    def new_id(self, length: int) -> str:
-        return self.world.new_id(length)
-
-    def random_bytes(self, count: int) -> bytes:
-        return self.world.rng.randbytes(count)
+        return super().now_seconds()
 
     def principal(self, user: int, *, may_clamp: bool = True, limits: KeyLimits | None = None) -> Principal:
         policy = MaxTokensPolicy.CLAMP if may_clamp else MaxTokensPolicy.REFUSE

@@ -190,10 +190,17 @@ class _Parser:
             low = self._operand()
             self._take("AND")
             high = self._operand()
-            return lambda item, names, values: (
-                _compare(">=", left(item, names, values), low(item, names, values))
-                and _compare("<=", left(item, names, values), high(item, names, values))
-            )
+
+            def between(item: Item, names: Names, values: Values) -> bool:
+                lowest, highest = low(item, names, values), high(item, names, values)
+                if _compare(">", lowest, highest):
+                    # DynamoDB's own words; moto takes it.
+                    self._fail("The BETWEEN operator requires upper bound to be greater than or equal to lower bound")
+                return _compare(">=", left(item, names, values), lowest) and _compare(
+                    "<=", left(item, names, values), highest
+                )
+
+            return between
         if operator not in {"=", "<>", "<", "<=", ">", ">="}:
             self._fail(f"unknown operator {operator}")
         right = self._operand()

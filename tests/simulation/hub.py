@@ -6,10 +6,11 @@ clock to the next event. Nothing here reads a real clock; two runs with equal in
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import greenlet  # type: ignore[import-untyped]  # it ships no types
 
@@ -87,6 +88,38 @@ class Process:
     @property
     def running(self) -> bool:
         return not self.dead and not self.done
+
+
+class Surroundings(Protocol):
+    """What a run is to the function processes in it."""
+
+    hub: Hub
+    rng: random.Random
+
+    def new_id(self, length: int) -> str: ...
+
+
+class Warm:
+    """A warm function process: Clock and IdSource of the code of whichever invocation it serves."""
+
+    process: Process
+    """The present invocation."""
+
+    def __init__(self, surroundings: Surroundings, clock_error_seconds: float) -> None:
+        self._surroundings = surroundings
+        self.skew_seconds = surroundings.rng.uniform(-1, 1) * clock_error_seconds
+
+    def now_seconds(self) -> float:
+        return self.process.now_seconds()
+
+    def pause(self, wait_seconds: float) -> None:
+        self._surroundings.hub.sleep(self.process, wait_seconds)
+
+    def new_id(self, length: int) -> str:
+        return self._surroundings.new_id(length)
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._surroundings.rng.randbytes(count)
 
 
 class Hub:

@@ -1,23 +1,8 @@
-"""Every guard of the ledger switched off, one at a time, by a patch of its source: each must be caught.
-
-`before` must occur exactly once in the module, so a change of the code that moves a guard fails here and is looked at.
-A mutant runs in a process of its own, in which the patched module is loaded in place of the real one.
-"""
+"""Every guard of the ledger switched off, one at a time, by a patch of its source: each must be caught."""
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import multiprocessing
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from multiprocessing.connection import Connection
-from pathlib import Path
-from types import CodeType, ModuleType
+from tests.support.mutants import Edit, Mutant
 
 METERS = "tollgate.storage.meters"
 USERS = "tollgate.storage.users"
@@ -25,32 +10,6 @@ LEDGER = "tollgate.flows.ledger"
 RELAY = "tollgate.flows.relay_message"
 DOMAIN = "tollgate.domain.ledger"
 PRINCIPALS = "tollgate.domain.principals"
-_CORE = Path(__file__).resolve().parents[2] / "layers" / "core"
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """`before` becomes `after` in one function (or assignment) of a module, where it must stand exactly once."""
-
-    where: str
-    """How the definition begins: `def settle(`, `_RESERVE_IF: `."""
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One guard switched off."""
-
-    name: str
-    module: str
-    edits: tuple[Edit, ...]
-    seeds: int
-    """It is caught within this many seeds, beginning with `first_seed`."""
-    survives_because: str = ""
-    """Why hardly any seed or none catches it; empty: it must be caught."""
-    first_seed: int = 0
-    """For the rare ones shortly before a seed that catches it: a hint that saves time, not a promise."""
 
 
 def _condition(
@@ -468,139 +427,3 @@ _KEYS = (
 )
 
 MUTANTS: tuple[Mutant, ...] = (*_ADMISSION, *_ENDS, *_PLANS, *_TOP_UPS, *_KEYS, *_RELAY)
-
-
-# ---- applying one
-
-
-def patched_source(mutant: Mutant) -> str:
-    """The module's text with the edits made. ValueError when one of them no longer fits."""
-    text = _path_of(mutant.module).read_text()
-    for edit in mutant.edits:
-        begin, end = _scope(text, edit.where)
-        scope = text[begin:end]
-        if scope.count(edit.before) != 1:
-            found = scope.count(edit.before)
-            raise ValueError(f"mutant {mutant.name!r}: found {found} times in {edit.where!r}: {edit.before!r}")
-        text = text[:begin] + scope.replace(edit.before, edit.after) + text[end:]
-    return text
-
-
-def _scope(text: str, where: str) -> tuple[int, int]:
-    """From the line that begins with `where` to the next definition of its depth or less."""
-    starts = list(re.finditer(rf"^( *){re.escape(where)}", text, re.MULTILINE))
-    if len(starts) != 1:
-        raise ValueError(f"{len(starts)} definitions begin with {where!r}")
-    depth = len(starts[0].group(1))
-    following = re.compile(rf"^ {{0,{depth}}}[^\s)\]}}]", re.MULTILINE).search(text, starts[0].end())
-    return starts[0].start(), following.start() if following else len(text)
-
-
-def _path_of(module: str) -> Path:
-    return _CORE / Path(*module.split(".")).with_suffix(".py")
-
-
-class _Loader(importlib.abc.InspectLoader):
-    def __init__(self, module: str, source: str) -> None:
-        self._module = module
-        self._source = source
-
-    def get_source(self, fullname: str) -> str:
-        return self._source
-
-    def get_code(self, fullname: str) -> CodeType | None:
-        return compile(self._source, f"<mutant of {self._module}>", "exec")
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, mutant: Mutant) -> None:
-        self._module = mutant.module
-        self._loader = _Loader(mutant.module, patched_source(mutant))
-
-    def find_spec(self, fullname: str, path: object, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != self._module:
-            return None
-        return importlib.util.spec_from_loader(fullname, self._loader)
-
-
-def become(mutant: Mutant) -> None:
-    """From now on this process has the mutant's module. Only for a process that ends after it."""
-    for name in [
-        name for name in sys.modules if name.split(".")[0] == "tollgate" or name.startswith("tests.simulation.")
-    ]:
-        if name != __name__:
-            del sys.modules[name]
-    sys.meta_path.insert(0, _Finder(mutant))
-
-
-# ---- running them
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one mutant."""
-
-    mutant: Mutant
-    seeds: int
-    """Seeds run."""
-    caught: int
-    first_seed: int | None
-    kinds: dict[str, int]
-    """Kind of violation to seeds that showed it."""
-
-    @property
-    def right(self) -> bool:
-        return bool(self.caught or self.mutant.survives_because)
-
-
-def try_mutants(mutants: tuple[Mutant, ...], *, jobs: int, full_seeds: int | None = None) -> Iterator[Verdict]:
-    """Each in its own process, `jobs` at a time; up to its first catch, or through `full_seeds` seeds from 0."""
-    for mutant in mutants:
-        patched_source(mutant)  # here, where its error is seen
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.simulation.runner"])
-    waiting = list(reversed(mutants))
-    running: list[tuple[Mutant, Connection]] = []
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            mutant = waiting.pop()
-            receiver, sender = context.Pipe(duplex=False)
-            context.Process(target=_run_mutant, args=(mutant, full_seeds, sender), daemon=True).start()
-            sender.close()
-            running.append((mutant, receiver))
-        ready = multiprocessing.connection.wait([receiver for _, receiver in running])
-        for mutant, receiver in [entry for entry in running if entry[1] in ready]:
-            running.remove((mutant, receiver))
-            yield _verdict(mutant, receiver)
-
-
-def _verdict(mutant: Mutant, receiver: Connection) -> Verdict:
-    with receiver:
-        seeds, first, kinds = receiver.recv()
-    return Verdict(mutant, seeds, sum(count for kind, count in kinds.items() if kind == "any"), first, kinds)
-
-
-def _run_mutant(mutant: Mutant, full_seeds: int | None, sender: Connection) -> None:
-    become(mutant)
-    from tests.simulation.expressions import ExpressionError
-    from tests.simulation.runner import run_seed
-
-    kinds: dict[str, int] = {}
-    first: int | None = None
-    seeds = 0
-    first_seed = mutant.first_seed if full_seeds is None else 0
-    for seed in range(first_seed, first_seed + (full_seeds if full_seeds is not None else mutant.seeds)):
-        # A crash alone may only say that the patch does not run. So may a write that the table cannot carry out, which
-        # ends the run: without its guard, an update may count down a number that is gone already.
-        found: set[str] = set()
-        with suppress(ExpressionError):
-            found = {violation.kind for violation in run_seed(seed).violations} - {"crash"}
-        seeds += 1
-        for kind in {*found, "any"} if found else ():
-            kinds[kind] = kinds.get(kind, 0) + 1
-        if found and first is None:
-            first = seed
-            if full_seeds is None:
-                break
-    sender.send((seeds, first, kinds))
-    sender.close()

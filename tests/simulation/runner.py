@@ -2,52 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 
-from tests.simulation.oracle import Violation
 from tests.simulation.scenario import Options, draw_scenario
 from tests.simulation.world import World
+from tests.support import seeded_runs
+from tests.support.seeded_runs import Outcome, over_processes
 
 
-@dataclass(slots=True)
-class Outcome:
-    seed: int
-    violations: list[Violation]
-    seen: Counter[str]
-    largest_item: int
-    most_open: int
+class Summary(seeded_runs.Summary):
+    @property
+    def largest_item(self) -> int:
+        """Bytes of a meter."""
+        return self.most["largest_item"]
 
-
-@dataclass(slots=True)
-class Summary:
-    """Many runs added up."""
-
-    runs: int = 0
-    failures: list[tuple[int, Violation]] = field(default_factory=list)
-    """(seed, first violation)."""
-    seen: Counter[str] = field(default_factory=Counter)
-    largest_item: int = 0
-    most_open: int = 0
-
-    def add(self, outcome: Outcome) -> None:
-        self.runs += 1
-        self.seen.update(outcome.seen)
-        self.largest_item = max(self.largest_item, outcome.largest_item)
-        self.most_open = max(self.most_open, outcome.most_open)
-        if outcome.violations:
-            self.failures.append((outcome.seed, outcome.violations[0]))
+    @property
+    def most_open(self) -> int:
+        """Reservations in one meter."""
+        return self.most["most_open"]
 
     def figures(self) -> str:
-        """One line for people."""
         seen = self.seen
-        faults = sum(number for name, number in seen.items() if name.startswith("fault_"))
         return (
-            f"{self.runs:,} runs, {seen['invocations']:,} calls, {seen['reserved']:,} reservations, {faults:,} message"
-            f" faults, {seen['kills']:,} kills, {seen['swept']:,} expiries, {len(self.failures)} failed runs"
+            f"{self.runs:,} runs, {seen['invocations']:,} calls, {seen['reserved']:,} reservations,"
+            f" {self.sum_of('fault_'):,} message faults, {seen['kills']:,} kills, {seen['swept']:,} expiries,"
+            f" {len(self.failures)} failed runs"
         )
 
 
@@ -56,15 +37,10 @@ def run_seed(seed: int, options: Options = Options(), trace: Callable[[str], Non
     world = World(draw_scenario(seed, options), trace)
     world.run()
     oracle = world.oracle
-    return Outcome(seed, oracle.violations, world.seen, oracle.largest_item, oracle.most_open)
+    most = Counter(largest_item=oracle.largest_item, most_open=oracle.most_open)
+    return Outcome(seed, oracle.violations, world.seen, most)
 
 
 def run_seeds(seeds: Iterable[int], options: Options = Options(), *, jobs: int = 1) -> Iterator[Outcome]:  # noqa: B008
     """Outcomes in any order, over `jobs` processes."""
-    if jobs == 1:
-        yield from (run_seed(seed, options) for seed in seeds)
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with context.Pool(jobs) as pool:
-        yield from pool.imap_unordered(partial(run_seed, options=options), seeds, chunksize=32)
+    yield from over_processes(partial(run_seed, options=options), seeds, jobs=jobs, chunk=32, preload=__name__)

@@ -52,6 +52,13 @@ def test_a_condition_holds_as_in_dynamodb(text: str, expected: bool) -> None:
     assert compile_condition(text).test(METER, NAMES, VALUES) is expected
 
 
+def test_a_range_whose_ends_are_reversed_is_refused() -> None:
+    """DynamoDB refuses it; moto does not."""
+    assert compile_condition("remaining BETWEEN :ten AND :ten").test(METER, NAMES, VALUES)
+    with pytest.raises(ExpressionError, match="upper bound"):
+        compile_condition("remaining BETWEEN :eleven AND :nine").test(METER, NAMES, VALUES)
+
+
 def test_every_condition_on_a_missing_item_sees_no_attribute() -> None:
     assert compile_condition("attribute_not_exists(PK)").test({}, NAMES, VALUES)
     assert not compile_condition("remaining >= :nine").test({}, NAMES, VALUES)

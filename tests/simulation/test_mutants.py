@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulation.mutants import MUTANTS, Mutant, patched_source, try_mutants
+from tests.simulation.mutants import MUTANTS
+from tests.support.mutants import Mutant, patched_source, try_mutants
 
 JOBS = 2
 
@@ -38,7 +39,7 @@ def test_survivors_are_few_and_each_has_its_reason() -> None:
 @pytest.mark.slow
 def test_each_guard_switched_off_is_caught() -> None:
     mutants = tuple(mutant for mutant in MUTANTS if not mutant.survives_because)
-    verdicts = list(try_mutants(mutants, jobs=JOBS))
+    verdicts = list(try_mutants(mutants, "tests.simulation.runner", jobs=JOBS))
 
     assert len(verdicts) == len(mutants)
     assert [verdict.mutant.name for verdict in verdicts if not verdict.caught] == []

@@ -17,7 +17,7 @@ from tests.simulation.scenario import Options
 from tollgate.domain.plans import ExpiryPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = range(20_000)
+SEEDS = range(6_000)
 JOBS = 2
 
 REACHED = {

@@ -57,6 +57,8 @@ class AuthFunction:
     def __init__(self, table: CountedTable) -> None:
         self.table = table
         self.source_ip = "203.0.113.7"
+        self.waits: list[float] = []
+        """Seconds that its code has waited; no time passes."""
 
     def send(
         self,
@@ -101,6 +103,7 @@ def auth_function(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Iterator[A
         monkeypatch.delitem(sys.modules, "functions.auth.app", raising=False)
         function = AuthFunction(table)
         function.client_id = environ.get("COGNITO_CLIENT_ID", CLIENT_ID)
+        monkeypatch.setattr("time.sleep", function.waits.append)
         yield function
         sys.modules.pop("functions.auth.app", None)
         ssm.close()

@@ -469,8 +469,9 @@ def test_no_event_of_stripes_is_worked_on_twice_at_once_or_lost() -> None:
     assert queue["VisibilityTimeout"] >= 6 * function["Timeout"]  # as AWS advises
     assert queue["RedrivePolicy"] == {
         "deadLetterTargetArn": {"Fn::GetAtt": ["StripeEventDeadLetterQueue", "Arn"]},
-        "maxReceiveCount": 5,
+        "maxReceiveCount": 20,
     }
+    assert queue["VisibilityTimeout"] * 20 >= 3600  # as long as an invoice is a draft that can still be told
     assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]  # one bad event keeps no other waiting
     dead_letters = TEMPLATE["Resources"]["StripeEventDeadLetterQueue"]["Properties"]
     assert dead_letters["MessageRetentionPeriod"] == queue["MessageRetentionPeriod"] == 14 * 24 * 3600

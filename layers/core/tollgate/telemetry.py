@@ -22,14 +22,17 @@ from tollgate.domain.sources import Clock
 
 FIELDS: Final = frozenset(
     {
+        "attempt",
         "billable_tokens",
         "cache_read_tokens",
         "cache_write_1h_tokens",
         "cache_write_5m_tokens",
         "charged_tokens",
         "client_session_id",
+        "closed_count",
         "cold_start",
         "cost_picousd",
+        "counted_units",
         "credential",
         "credential_id",
         "duration_ms",
@@ -40,15 +43,23 @@ FIELDS: Final = frozenset(
         "event_id",
         "event_type",
         "first_byte_ms",
+        "found",
         "input_tokens",
+        "invoice_id",
         "late",
+        "late_tokens",
+        "left_count",
         "method",
         "model",
         "outcome",
         "output_tokens",
+        "overage_nanousd",
+        "part",
         "period_id",
         "plan_id",
+        "refused_count",
         "remaining_tokens",
+        "reported_count",
         "request_id",
         "reserved_tokens",
         "route",
@@ -58,9 +69,14 @@ FIELDS: Final = frozenset(
         "subscription_id",
         "swept_count",
         "tenant_id",
+        "told_units",
+        "units",
+        "unreconciled_count",
+        "unrecorded_tokens",
         "upstream_request_id",
         "upstream_status",
         "user_id",
+        "window_id",
         "written_off_tokens",
     }
 )
@@ -97,7 +113,12 @@ class Telemetry:
         self._stage = stage
         self._clock = clock
         self._logger = Logger(
-            service=service, location=None, use_rfc3339=True, utc=True, stream=cast("IO[str]", _Stdout())
+            service=service,
+            location=None,
+            use_rfc3339=True,
+            utc=True,
+            stream=cast("IO[str]", _Stdout()),
+            json_deserializer=str,  # by default every message is tried as JSON, and a name of ours is none
         )
         for name in TALKATIVE:
             logging.getLogger(name).setLevel(logging.INFO)

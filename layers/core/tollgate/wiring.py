@@ -398,7 +398,7 @@ def build_notices() -> NoticesTools:
 
 def build_stripe_webhook() -> StripeWebhookTools:
     """Raises ConfigurationError when a setting is missing."""
-    from tollgate.flows.report_overage import InvoiceFollower  # noqa: PLC0415  not at the start of the claude function
+    from tollgate.flows.report_overage import OverageFollower  # noqa: PLC0415  not at the start of the claude function
 
     settings, clock = load_settings(required=(*STRIPE_NEEDS, *WEBHOOK_NEEDS)), SystemClock()
     session = botocore.session.get_session()
@@ -424,7 +424,7 @@ def build_stripe_webhook() -> StripeWebhookTools:
             telemetry,
             to_queue=to_queue.send,
             to_dead_letters=EventQueue(queues, needed(settings.stripe_event_dlq_url)).send,
-            follow_invoice=InvoiceFollower(
+            follow_overage=OverageFollower(
                 build_reporter(settings, table, secrets_of, clock, telemetry, deadline), to_queue.send
             ).follow,
         ),

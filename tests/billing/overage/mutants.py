@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
-
-from tests.billing.mutants import Verdict
-from tests.simulation.mutants import Edit, Mutant, become, patched_source
+from tests.support.mutants import Mutant, one_edit
 
 DOMAIN = "tollgate.domain.overage"
 FLOW = "tollgate.flows.report_overage"
 STORED = "tollgate.storage.overage"
 PROVIDER = "tollgate.providers.stripe_meter"
 
-
-def _mutant(name: str, module: str, where: str, before: str, after: str, seeds: int) -> Mutant:
-    return Mutant(name, module, (Edit(where, before, after),), seeds)
-
-
 MUTANTS: tuple[Mutant, ...] = (
-    _mutant(
+    one_edit(
         "the value is part of the identifier",
         DOMAIN,
         "def identifier(",
@@ -30,8 +18,8 @@ MUTANTS: tuple[Mutant, ...] = (
         'f"{self.id}:{self.attempt}"',
         30,
     ),
-    _mutant("attempts have names of their own", DOMAIN, "def told(", "self.attempt + 1", "1", 60),
-    _mutant(
+    one_edit("attempts have names of their own", DOMAIN, "def told(", "self.attempt + 1", "1", 60),
+    one_edit(
         "stored before it is sent",
         FLOW,
         "def _tell(",
@@ -39,7 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "        self._send(number)\n        self._put()",
         30,
     ),
-    _mutant(
+    one_edit(
         "one sender at a time",
         STORED,
         "def take(",
@@ -47,7 +35,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"attribute_not_exists(leased_until) OR leased_until < :now OR leased_until > :now"',
         30,
     ),
-    _mutant(
+    one_edit(
         "a lost lease ends the look",
         STORED,
         "def _write(",
@@ -55,7 +43,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '"version = :seen OR attribute_exists(PK)"',
         200,
     ),
-    _mutant(
+    one_edit(
         "drafts are compared",
         DOMAIN,
         "def is_due_for_comparison(",
@@ -63,7 +51,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "if drafted:\n        return False",
         400,
     ),
-    _mutant(
+    one_edit(
         "what differs is told again",
         FLOW,
         "def _compare(",
@@ -71,13 +59,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._change(number, window)",
         400,
     ),
-    _mutant(
+    one_edit(
         "a draft is looked at again", FLOW, "def follow(", "if left_seconds < SHORTEST_DELAY_SECONDS:", "if True:", 400
     ),
-    _mutant(
+    one_edit(
         "stamps increase", DOMAIN, "def next_stamp(", "self.stamped_at + timedelta(seconds=1)", "self.stamped_at", 100
     ),
-    _mutant(
+    one_edit(
         "room for the flush",
         DOMAIN,
         "def next_stamp(",
@@ -85,8 +73,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "self.end_at - EDGE - timedelta(seconds=1)",
         100,
     ),
-    _mutant("a line is counted once", DOMAIN, "def book(", "if line.key not in account.lines:", "if True:", 200),
-    _mutant(
+    one_edit("a line is counted once", DOMAIN, "def book(", "if line.key not in account.lines:", "if True:", 200),
+    one_edit(
         "what was billed is read from the invoice",
         DOMAIN,
         "def book(",
@@ -94,7 +82,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "sum(window.value for window in account.windows[: len(new_lines)])",
         200,
     ),
-    _mutant(
+    one_edit(
         "a new anchor ends the window",
         DOMAIN,
         "def follow(",
@@ -102,7 +90,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "last",
         400,
     ),
-    _mutant(
+    one_edit(
         "a draft tells where its window ended",
         DOMAIN,
         "def book(",
@@ -110,7 +98,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "pass",
         400,
     ),
-    _mutant(
+    one_edit(
         "a window over before anybody looked",
         DOMAIN,
         "def _unseen(",
@@ -118,19 +106,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "if True:",
         400,
     ),
-    _mutant(
-        "the subscription is fetched",
+    one_edit(
+        "subscriptions that are over are fetched, too",
         FLOW,
         "def run(",
-        "else tools.stripe.find_item(subscription.id)",
-        "else MeteredItem(subscription.id, subscription.customer_id, subscription.created_at,"
-        " None if subscription.status.ended else subscription.metered_start_at, subscription.metered_end_at)",
+        "item = running_item(items)",
+        "items = [one for one in items if one.ended_at is None]; item = running_item(items)",
         400,
     ),
-    _mutant(
+    one_edit(
         "overage of a gift is not billed", DOMAIN, "def put_aside(", "not account.covers(period) and", "False and", 400
     ),
-    _mutant(
+    one_edit(
         "old periods are counted once",
         DOMAIN,
         "def uncounted(",
@@ -138,7 +125,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "True",
         200,
     ),
-    _mutant(
+    one_edit(
         "old periods stay counted",
         DOMAIN,
         "def count_old(",
@@ -146,7 +133,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "meter.overage_nanousd - unbillable",
         200,
     ),
-    _mutant(
+    one_edit(
         "nothing is forgiven without the policy",
         FLOW,
         "def run(",
@@ -154,7 +141,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "if True:",
         400,
     ),
-    _mutant(
+    one_edit(
         "a pending message is sent again",
         FLOW,
         "def _bring(",
@@ -162,7 +149,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "if False:",
         400,
     ),
-    _mutant(
+    one_edit(
         "a duplicate is a success",
         PROVIDER,
         "def send(",
@@ -170,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "if True:",
         200,
     ),
-    _mutant(
+    one_edit(
         "accounts come up by themselves",
         DOMAIN,
         "def next_check_at(",
@@ -179,38 +166,3 @@ MUTANTS: tuple[Mutant, ...] = (
         400,
     ),
 )
-
-
-def try_mutants(mutants: tuple[Mutant, ...], *, jobs: int) -> Iterator[Verdict]:
-    """Each in its own process, `jobs` at a time, up to its first catch."""
-    for mutant in mutants:
-        patched_source(mutant)  # here, where its error is seen
-    with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(_try, mutants)
-
-
-def _try(mutant: Mutant) -> Verdict:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run_mutant, args=(mutant, sender), daemon=True)
-    process.start()
-    sender.close()
-    with receiver:
-        seeds, first_seed, kinds = receiver.recv()
-    process.join()
-    return Verdict(mutant, seeds, first_seed, kinds)
-
-
-def _run_mutant(mutant: Mutant, sender: Connection) -> None:
-    become(mutant)
-    for name in [name for name in sys.modules if name.startswith("tests.billing.") and name != __name__]:
-        del sys.modules[name]
-    from tests.billing.overage.runner import run_seed
-
-    for number in range(mutant.seeds):
-        # A crash alone may only say that the patch does not run.
-        kinds = {violation.kind for violation in run_seed(mutant.first_seed + number).violations} - {"crash"}
-        if kinds:
-            sender.send((number + 1, mutant.first_seed + number, tuple(sorted(kinds))))
-            return
-    sender.send((mutant.seeds, None, ()))

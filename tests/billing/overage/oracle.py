@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.billing.oracle import Violation
 from tests.simulation.hub import Process
 from tests.simulation.memory_table import Change
+from tests.support.seeded_runs import Violation
 from tollgate.domain.overage import UNIT_NANOUSD
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ class OverageOracle:
             self.report(
                 "owed", f"the account has {account.open_nanousd(world.meters_of(account))} open, not {open_nanousd}"
             )
-        if account.all_unbillable_nanousd and not world.had_gap():
-            self.report("unbillable", f"{account.all_unbillable_nanousd} with a subscription all along")
+        outside = sum(owed for begin, owed in self._owed_now().items() if not world.was_subscribed(begin))
+        if account.all_unbillable_nanousd > outside:
+            self.report("unbillable", f"{account.all_unbillable_nanousd}, {outside} of it used without a subscription")
         self._judge_open(open_nanousd, alive=world.bills())
         for name, value in (("owed_units", owed // UNIT_NANOUSD), ("billed_units", billed)):
             world.seen[name] += value

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from tests.billing.scenario import DAY, HOUR, MINUTE
 from tests.billing.wire import WireFaults
 from tests.simulation.network import MessageFaults
 
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 READINGS = ("arrival", "timestamp")
 
 CHANGES = (
@@ -95,7 +95,7 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         steps=tuple(_steps(rng, days)),
         outages=tuple(_outages(rng, days)) if faulty else (),
         table=MessageFaults.draw(rng) if faulty else MessageFaults(),
-        stripe=_wire(rng) if faulty else WireFaults(),
+        stripe=WireFaults.draw(rng, most=0.15, most_failed=0.1) if faulty else WireFaults(),
         delayed=rng.choice((0, 0.2, 0.6)) if faulty else 0,
         duplicate=rng.choice((0, 0.1, 0.4)) if faulty else 0,
         kill=rng.choice((0, 0.1, 0.4)) if faulty else 0,
@@ -120,15 +120,6 @@ def draw_scenario(seed: int, options: Options) -> Scenario:
         often_seconds=8 * MINUTE,
         calm_endings=True,
         opens_with="subscription",
-    )
-
-
-def _wire(rng: random.Random) -> WireFaults:
-    return WireFaults(
-        lost_request=rng.choice((0, 0.02, 0.15)),
-        lost_answer=rng.choice((0, 0.02, 0.15)),
-        failed=rng.choice((0, 0.02, 0.1)),
-        busy=rng.choice((0, 0.02, 0.15)),
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
 
 import greenlet  # type: ignore[import-untyped]  # it ships no types
@@ -19,12 +20,13 @@ from dev.stripe_double.errors import StripeRefusal
 from dev.stripe_double.world import StripeWorld
 from tests.billing.actions import TENANT, Actions, DirectClient, the_desk
 from tests.billing.overage.oracle import OverageOracle
-from tests.billing.overage.scenario import DAY, HOUR, Scenario, Step
+from tests.billing.overage.scenario import Scenario, Step
 from tests.billing.overage.wire import KillingNetwork, OverageSide
+from tests.billing.scenario import DAY, HOUR
 from tests.billing.scenario import Step as PlainStep
 from tests.billing.wire import WireFaults
 from tests.billing.world import Journal, the_contract, the_stripe, the_wire
-from tests.simulation.hub import Hub, KilledError, Process
+from tests.simulation.hub import Hub, KilledError, Process, Warm
 from tests.simulation.memory_table import MemoryTable
 from tests.simulation.network import MessageFaults, SimulatedClient
 from tollgate.catalog.loader import Catalog, load_catalog
@@ -33,11 +35,11 @@ from tollgate.domain.ledger import Ask, Meter, Settlement
 from tollgate.domain.overage import OverageAccount
 from tollgate.domain.plans import LateUsage
 from tollgate.domain.principals import CredentialKind, Principal, Profile
-from tollgate.domain.stripe_events import Action, StripeEvent, event_of, event_of_message
+from tollgate.domain.stripe_events import REACTIONS, Action, StripeEvent, event_of, event_of_message
 from tollgate.flows.accounts import Accounts
 from tollgate.flows.apply_subscription import SubscriptionSync
 from tollgate.flows.ledger import Ledger, account_key
-from tollgate.flows.report_overage import InvoiceFollower, OverageReporter, report_due_overage
+from tollgate.flows.report_overage import OverageFollower, OverageReporter, report_due_overage
 from tollgate.providers.stripe_meter import StripeMeter
 from tollgate.storage.meters import Meters
 from tollgate.storage.overage import BilledWindow, OverageAccounts, OverageMarks
@@ -58,7 +60,7 @@ TIMEOUT_SECONDS = 290.0
 LONGEST_FREEZE = 150.0
 FINAL = ("open", "paid", "uncollectible", "void")
 SYNCED = ("customer.subscription", "invoice.created", "invoice.finalized")
-FOLLOWED = ("invoice.created", "invoice.finalized", "customer.subscription.deleted")
+FOLLOWED = tuple(name for name, reaction in REACTIONS.items() if reaction.action is Action.OVERAGE)
 
 
 @cache
@@ -99,14 +101,11 @@ class Desk:
         return self._world.rng.randbytes(count)
 
 
-class Container:
-    """A warm function process with production's own objects in it; is Clock and IdSource of its code."""
-
-    process: Process
+class Container(Warm):
+    """A warm function process with production's own objects in it."""
 
     def __init__(self, world: OverageWorld) -> None:
-        self.world = world
-        self.skew_seconds = world.rng.uniform(-1, 1) * world.scenario.clock_error_seconds
+        super().__init__(world, world.scenario.clock_error_seconds)
         table = Table(cast("DynamoDBClient", SimulatedClient(world.network, self)), TABLE)
         self.meters, self.subscriptions = Meters(table), Subscriptions(table)
         self.accounts, self.marks = OverageAccounts(table), OverageMarks(table)
@@ -132,19 +131,7 @@ class Container:
             stack="test",
             late_usage=LateUsage(world.scenario.late_usage),
         )
-        self.follower = InvoiceFollower(self.reporter, world.send_later)
-
-    def now_seconds(self) -> float:
-        return self.process.now_seconds()
-
-    def pause(self, wait_seconds: float) -> None:
-        self.world.hub.sleep(self.process, wait_seconds)
-
-    def new_id(self, length: int) -> str:
-        return self.world.new_id(length)
-
-    def random_bytes(self, count: int) -> bytes:
-        return self.world.rng.randbytes(count)
+        self.follower = OverageFollower(self.reporter, world.send_later)
 
 
 class OverageWorld:
@@ -264,7 +251,7 @@ class OverageWorld:
                 accounts=container.accounts,
                 marks=container.marks,
                 reporter=container.reporter,
-                report=lambda name, _: self.seen.update([name]),
+                report=lambda name, _, **__: self.seen.update([name]),
                 deadline_at_seconds=container.now_seconds() + 240,
             )
         except TollgateError:
@@ -507,9 +494,12 @@ class OverageWorld:
     def bills(self) -> bool:
         return bool(self._alive_since_settling) and self._live_id() == self._alive_since_settling
 
-    def had_gap(self) -> bool:
-        over = any(one["status"] not in ("active", "past_due", "trialing") for one in self._subscriptions())
-        return self.scenario.opens_with == "gift" or over or len(self._subscriptions()) > 1
+    def was_subscribed(self, instant: int) -> bool:
+        """By Stripe's own word, whoever looked when."""
+        return any(
+            min(one["created"], one["billing_cycle_anchor"]) <= instant < (one["ended_at"] or inf)
+            for one in self._subscriptions()
+        )
 
     def overage_lines(self, invoice: dict[str, Any]) -> list[dict[str, Any]]:
         metered = {

@@ -36,7 +36,8 @@ LINE_WAIT: Final = timedelta(days=3)
 """A window whose invoice has not come by then has none: the subscription ended unbilled, or was paused."""
 COUNTED_AFTER: Final = timedelta(days=5)
 """A period that ended so long ago changes no more, and no period that runs now began before one that ended then."""
-SPANS_KEPT: Final = 3
+SPANS_KEPT_FOR: Final = timedelta(days=100)
+"""After its end: longer than any usage period that began in it, and COUNTED_AFTER."""
 LINES_KEPT: Final = 24
 IDENTIFIER_AT_MOST: Final = 100
 
@@ -49,9 +50,11 @@ class MeteredItem:
     customer_id: str
     since_at: datetime
     """When the subscription began."""
-    start_at: datetime | None
-    """[start, end) of its current period; None: the subscription is over, or has no such item."""
-    end_at: datetime | None
+    start_at: datetime
+    """[start, end) of its current period, or of the last one it had."""
+    end_at: datetime
+    ended_at: datetime | None = None
+    """When the subscription ended; None: it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +196,56 @@ class OverageAccount:
 # ---- what Stripe says of the subscription
 
 
-def follow(account: OverageAccount, item: MeteredItem | None, now: datetime) -> OverageAccount:
-    """The account with the windows that the subscription has by now; `item` None: there is no subscription."""
+def running_item(items: Iterable[MeteredItem]) -> MeteredItem | None:
+    """The one that goes on, which began last where there are several; None: there is none."""
+    return max((item for item in items if item.ended_at is None), key=lambda item: item.since_at, default=None)
+
+
+def follow(account: OverageAccount, items: Sequence[MeteredItem], now: datetime) -> OverageAccount:
+    """The account with the windows that the customer's subscriptions have by now, whenever they ended.
+
+    What was used while one of them ran is owed, also where nobody looked before it was over.
+    """
+    for item in sorted(items, key=lambda one: one.since_at):
+        if item.ended_at is not None:
+            account = _follow_ended(account, item, item.ended_at, now)
+    return _follow_running(account, running_item(items), now)
+
+
+def _follow_ended(account: OverageAccount, item: MeteredItem, ended_at: datetime, now: datetime) -> OverageAccount:
+    end_at = min(item.end_at, ended_at)
+    spans = [span for span in account.spans if span.since_at != item.since_at]
+    if ended_at + SPANS_KEPT_FOR > now:
+        spans = sorted([*spans, Span(item.since_at, ended_at)], key=lambda span: span.since_at)
+    windows = list(account.windows)
+    last = max((n for n, one in enumerate(windows) if one.subscription_id == item.subscription_id), default=None)
+    closed = account.closed_through_at
+    if last is not None:
+        windows[last] = replace(windows[last], end_at=min(windows[last].end_at, ended_at))
+    elif (closed is None or closed < end_at) and now <= end_at + LINE_WAIT:
+        start_at = item.start_at if closed is None else max(item.start_at, closed)
+        windows.append(Window(item.subscription_id, item.customer_id, start_at, max(start_at, end_at)))
+        windows.sort(key=lambda window: window.start_at)
+    return replace(account, spans=tuple(spans), windows=tuple(windows))
+
+
+def _follow_running(account: OverageAccount, item: MeteredItem | None, now: datetime) -> OverageAccount:
     last = account.windows[-1] if account.windows else None
-    if item is None or item.start_at is None or item.end_at is None:
-        # It ended at some time before now; where an invoice bills it, that says when.
+    if item is None:
+        # Its item was taken off, or it is gone without a word: some time before now.
         cut = account.windows[:-1] + tuple(replace(one, end_at=min(one.end_at, now)) for one in account.windows[-1:])
         return replace(account, spans=_ended(account.spans, now), windows=cut)
-    account = replace(account, spans=_covering(account.spans, item, last))
+    account = replace(account, spans=_covering(account.spans, item, last, now))
     start_at = max(item.start_at, account.closed_through_at or item.start_at)
     if start_at >= item.end_at:
         return account
     new = Window(item.subscription_id, item.customer_id, start_at, item.end_at)
-    if last is None or last.subscription_id != item.subscription_id:
+    if last is None:
         return replace(account, windows=(*account.windows, new))
+    if last.subscription_id != item.subscription_id:
+        # The one before ended no later than this one began: what is used from then on is for this one to bill.
+        ended = replace(last, end_at=min(last.end_at, max(last.start_at, item.since_at)))
+        return replace(account, windows=(*account.windows[:-1], ended, new))
     if start_at <= last.start_at:
         return replace(account, windows=(*account.windows[:-1], replace(last, end_at=item.end_at)))
     # Whatever moves the anchor ends the window early: its usage up to there was billed at that moment.
@@ -220,21 +259,22 @@ def _ended(spans: tuple[Span, ...], now: datetime) -> tuple[Span, ...]:
     return (*spans[:-1], replace(spans[-1], until_at=now))
 
 
-def _covering(spans: tuple[Span, ...], item: MeteredItem, last: Window | None) -> tuple[Span, ...]:
-    """Spans in which the item's subscription is the running one."""
+def _covering(spans: tuple[Span, ...], item: MeteredItem, last: Window | None, now: datetime) -> tuple[Span, ...]:
+    """Spans in which the item's subscription is the running one, without those that no period needs any more."""
     running = bool(spans) and spans[-1].until_at is None
     if running and (
         last is None or last.subscription_id == item.subscription_id or spans[-1].since_at >= item.since_at
     ):
         return spans
-    return (*_ended(spans, item.since_at), Span(item.since_at))[-SPANS_KEPT:]
+    old = _ended(spans, item.since_at)
+    needed = (span for span in old if span.until_at is None or span.until_at + SPANS_KEPT_FOR > now)
+    return (*needed, Span(item.since_at))
 
 
 def is_running(account: OverageAccount, window: Window, item: MeteredItem | None, now: datetime) -> bool:
     """Stripe still counts into it."""
     return (
         item is not None
-        and item.start_at is not None
         and window is account.windows[-1]
         and window.subscription_id == item.subscription_id
         and item.start_at <= window.start_at
@@ -345,12 +385,15 @@ def uncounted(account: OverageAccount, meters: Iterable[Meter]) -> tuple[Meter, 
     return tuple(meter for meter in meters if meter.key.period.id > account.counted_through)
 
 
-def write_off_late(account: OverageAccount, meters: Iterable[Meter]) -> OverageAccount:
-    """Forgive what periods still owe whose invoices are all final."""
+def write_off_late(account: OverageAccount, meters: Sequence[Meter]) -> OverageAccount:
+    """Forgive what periods still owe whose invoices are all final. Nothing of one that goes on: its use is not late,
+    where an invoice was made in the middle of it. `meters`: in order.
+    """
     closed = account.closed_through_at
     if closed is None or any(window.start_at < closed for window in account.windows):
         return account
-    owed = account.owed_nanousd(meter for meter in meters if meter.key.period.start_at < closed)
+    over = meters[:-1] if meters and closed < meters[-1].key.period.end_at else meters
+    owed = account.owed_nanousd(meter for meter in over if meter.key.period.start_at < closed)
     late_units = owed // UNIT_NANOUSD - account.billed_units - account.written_off_units
     return replace(account, written_off_units=account.written_off_units + max(0, late_units))
 

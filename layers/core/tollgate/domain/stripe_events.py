@@ -24,8 +24,8 @@ class Action(StrEnum):
     """The same, and a checkout that is over is forgotten. A customer that is not ours is an alarm."""
     CUSTOMER = "customer"
     """The same, and a customer that was deleted is let go."""
-    INVOICE = "invoice"
-    """Sync; and a usage period has ended whose invoice is a draft or final, so overage is reported or read."""
+    OVERAGE = "overage"
+    """Sync; and a billing period has ended, by its time or with its subscription, so overage is reported or read."""
     DISPUTE = "dispute"
     """Calls of a user whose payment is disputed are answered `payment_required` until it is decided."""
     RETURNED_PAYMENT = "returned_payment"
@@ -60,15 +60,15 @@ REACTIONS: Final[Mapping[str, Reaction]] = {
     "checkout.session.expired": Reaction(Action.CHECKOUT),
     "customer.subscription.created": _SYNC,
     "customer.subscription.updated": _SYNC,
-    "customer.subscription.deleted": Reaction(Action.SYNC, notice="subscription_ended"),
+    "customer.subscription.deleted": Reaction(Action.OVERAGE, queued=True, notice="subscription_ended"),
     "customer.subscription.paused": Reaction(Action.SYNC, notice="subscription_paused"),
     "customer.subscription.resumed": Reaction(Action.SYNC, notice="subscription_resumed"),
     "customer.subscription.trial_will_end": Reaction(Action.SYNC, notice="trial_will_end"),
     "customer.subscription.pending_update_applied": _SYNC,
     "customer.subscription.pending_update_expired": _SYNC,
     "customer.deleted": Reaction(Action.CUSTOMER),
-    "invoice.created": Reaction(Action.INVOICE, queued=True),
-    "invoice.finalized": Reaction(Action.INVOICE, queued=True),
+    "invoice.created": Reaction(Action.OVERAGE, queued=True),
+    "invoice.finalized": Reaction(Action.OVERAGE, queued=True),
     "invoice.finalization_failed": Reaction(Action.SYNC, queued=True, alarm="InvoicesNotFinalized"),
     "invoice.paid": _SYNC,
     "invoice.payment_failed": Reaction(Action.SYNC, notice="payment_failed"),

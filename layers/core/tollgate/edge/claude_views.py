@@ -166,5 +166,5 @@ def _period(meter: Meter) -> dict[str, object]:
         "remaining": max(0, meter.remaining_tokens) if limited else None,
         "overage": meter.overage_tokens,
         "requests_used": meter.settled_requests,
-        "requests_remaining": meter.remaining_requests if limited_requests else None,
+        "requests_remaining": max(0, meter.remaining_requests) if limited_requests else None,
     }

@@ -86,7 +86,8 @@ def _requests(meter: Meter) -> dict[str, object]:
         "quota": meter.quota_requests if limited else None,
         "used": meter.settled_requests,
         "reserved": meter.open_count,
-        "remaining": meter.remaining_requests if limited else None,
+        # Less than nothing after a change to a plan with fewer calls than were made.
+        "remaining": max(0, meter.remaining_requests) if limited else None,
     }
 
 

@@ -214,7 +214,8 @@ class SubscriptionSync:
             self._ledger.change_entitlements(
                 account,
                 entitlements,
-                self._catalog.plan(entitlements.plan_id),
+                # One that the operator gave may be gone from the catalog: then it is served as the default.
+                self._catalog.plans.get(entitlements.plan_id, self._default_plan),
                 also=[self._subscriptions.part_of_transaction(decided)],
             )
         except (StaleAccountError, SupersededError):

@@ -22,11 +22,12 @@ from tollgate.domain.errors import StoreUnavailableError
 from tollgate.domain.ledger import SKEW_SECONDS, TOMBSTONE_SECONDS, Meter, MeterName
 from tollgate.domain.principals import Account
 from tollgate.domain.rollups import PeriodUse
+from tollgate.domain.shards import rotated
 from tollgate.domain.sources import Clock
 from tollgate.flows.ledger import Ledger, account_key
 from tollgate.flows.message_calls import Journal
 from tollgate.flows.roll_up_usage import LONGEST_CALL_SECONDS, ROLL_UP_LAG_SECONDS, UsageRollUps
-from tollgate.flows.sweep_meters import expiry_policy, rotated
+from tollgate.flows.sweep_meters import expiry_policy
 from tollgate.storage.meters import SHARDS, TOMBSTONES_A_WRITE, Meters, Opening
 from tollgate.storage.period_summaries import PeriodSummaries, PeriodSummary, summary_of
 from tollgate.storage.users import Users
@@ -75,7 +76,7 @@ class _Run:
     store_silent: bool = False
     """The table did not answer for the last period. For one that is a busy user, for two it is an outage."""
 
-    def report(self, *, complete: bool) -> CloseReport:
+    def so_far(self, *, complete: bool) -> CloseReport:
         unreconciled = self.counts[Closing.UNRECONCILED]
         return CloseReport(
             self.counts[Closing.CLOSED] + unreconciled, self.counts[Closing.LEFT], unreconciled, complete=complete
@@ -118,9 +119,9 @@ class PeriodCloser:
         for shard in rotated(SHARDS, now):
             for name in self._meters.list_ending(shard, now - timedelta(seconds=CLOSE_LAG_SECONDS - 1)):
                 if self._clock.now_seconds() >= deadline_at_seconds:
-                    return run.report(complete=False)
+                    return run.so_far(complete=False)
                 run.counts[self._close_or_leave(name, run)] += 1
-        return run.report(complete=True)
+        return run.so_far(complete=True)
 
     def open_ahead(self, deadline_at_seconds: float) -> int:
         """Open the meters of periods that begin soon, for those who pay; how many were opened."""
@@ -167,17 +168,24 @@ class PeriodCloser:
                 return Closing.NOT_DUE
             if meter.reservations:
                 if not self._ledger.sweep(meter, expiry_policy(self._catalog, meter)):
-                    break  # not expired, by a clock far from ours, or somebody else is at it
+                    # Not expired, by a clock far from ours, or somebody else is at it.
+                    return self._leave(name, "open_reservations")
                 continue
             use = self._recorded(meter, run)
             if use is None:
-                break
+                return self._leave(name, "records_not_rolled_up")
             if meter.overage_price_nanousd or meter.banked_nanousd:
                 self._hand_over_overage(meter)
             self._open_next(meter)
             summary = summary_of(meter, use, self._now(), self._closed_before(meter))
             if self._finish(meter, summary):
                 return self._told(summary)
+        return self._leave(name, "moving")
+
+    def _leave(self, name: MeterName, outcome: str) -> Closing:
+        self._journal.event(
+            "period_left", tenant_id=name.tenant_id, user_id=name.user_id, period_id=name.period_id, outcome=outcome
+        )
         return Closing.LEFT
 
     def _is_due(self, meter: Meter) -> bool:
@@ -187,9 +195,14 @@ class PeriodCloser:
         """What the records say of the period, rolled up to its end; None when that is not through yet."""
         tenant_id, user_id, period = meter.key.tenant_id, meter.key.user_id, meter.key.period
         until_seconds = min(run.deadline_at_seconds, self._clock.now_seconds() + ONE_AT_MOST_SECONDS)
-        rolled = self._roll_ups.roll_up_days(tenant_id, user_id, until=period.end_at, deadline_at_seconds=until_seconds)
-        if rolled.through_at < period.end_at:
-            return None
+        while True:
+            rolled = self._roll_ups.roll_up_days(
+                tenant_id, user_id, until=period.end_at, deadline_at_seconds=until_seconds
+            )
+            if rolled.through_at >= period.end_at:
+                break
+            if not rolled.records or self._clock.now_seconds() >= until_seconds:
+                return None  # a call that is not over yet, or more than there is time for
         use = self._roll_ups.period_use(tenant_id, user_id, period)
         return use if use.exact else None
 

@@ -17,7 +17,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tollgate.domain.errors import ConflictError, StoreUnavailableError, StripeUnavailableError
+from tollgate.domain.errors import (
+    ConflictError,
+    StoreUnavailableError,
+    StripeUnavailableError,
+    UpstreamUnavailableError,
+)
 from tollgate.domain.overage import (
     UNIT_NANOUSD,
     Booked,
@@ -32,11 +37,13 @@ from tollgate.domain.overage import (
     is_too_old,
     next_check_at,
     put_aside,
+    running_item,
     targets,
     uncounted,
     write_off_late,
 )
 from tollgate.domain.plans import LateUsage
+from tollgate.domain.shards import rotated
 from tollgate.storage.overage import SHARDS, DueOverage, OverageAccounts, OverageMarks
 
 if TYPE_CHECKING:
@@ -135,12 +142,12 @@ class _Look:
     def run(self) -> Reported:
         tools, account = self._tools, self._account
         subscriber = tools.subscriptions.find(account.tenant_id, account.user_id)
-        subscription = subscriber.subscription
         # Fetched and not taken from our own record: a message for a window that is over would count in the next one.
-        item = None if subscription is None else tools.stripe.find_item(subscription.id)
+        items = () if subscriber.customer_id is None else tools.stripe.list_items(subscriber.customer_id)
+        item = running_item(items)
         meters = tuple(tools.meters.list_of_user(account.tenant_id, account.user_id, after=account.counted_through))
         now = tools.now()
-        self._account = put_aside(follow(account, item, now), meters)
+        self._account = put_aside(follow(account, items, now), meters)
         self._tell_unbillable(account.all_unbillable_nanousd)
         self._read_invoices(account.windows, item, now)
         if tools.late_usage is LateUsage.WRITE_OFF:
@@ -177,7 +184,11 @@ class _Look:
         for line in booked.new_lines:
             told = next((one.value for one in before.windows if one.start_at == line.start_at), None)
             journal.event(
-                "overage_billed", user_id=before.user_id, invoice_id=line.invoice_id, units=line.quantity, told=told
+                "overage_billed",
+                user_id=before.user_id,
+                invoice_id=line.invoice_id,
+                units=line.quantity,
+                told_units=told,
             )
             if told is not None and told != line.quantity:
                 # Not lost: it is part of the next invoice. Often, it would mean that the last look comes too late.
@@ -191,7 +202,7 @@ class _Look:
         account = self._account
         more = account.all_unbillable_nanousd - before_nanousd
         if more > 0:
-            self._tools.journal.event("overage_unbillable", user_id=account.user_id, nanousd=more)
+            self._tools.journal.event("overage_unbillable", user_id=account.user_id, overage_nanousd=more)
             self._tools.journal.measure({"OverageUnbillable": 1, "StripeAlarms": 1})
 
     # ---- what Stripe is told
@@ -246,7 +257,7 @@ class _Look:
             self._change(number, replace(window, compared_at=now))
             return
         tools.journal.event(
-            "overage_corrected", user_id=self._account.user_id, window_id=window.id, units=value, counted=counted
+            "overage_corrected", user_id=self._account.user_id, window_id=window.id, units=value, counted_units=counted
         )
         tools.journal.measure({"OverageCorrections": 1})
         self._tell(number, value)
@@ -282,8 +293,8 @@ def _stamped_too_early(window: Window, now: datetime) -> bool:
     return window.stamped_at is not None and is_too_old(window.stamped_at, now)
 
 
-class InvoiceFollower:
-    """What follows from an invoice's events: a look now, and again until shortly before it is final."""
+class OverageFollower:
+    """What follows from a billing period's end: a look now, and again until shortly before its invoice is final."""
 
     def __init__(self, reporter: OverageReporter, send_later: SendLater) -> None:
         self._reporter = reporter
@@ -327,36 +338,42 @@ def report_due_overage(
     all users. Raises StoreUnavailableError; running it again is always right.
     """
     reported = refused = 0
+    silent = False
     seen: set[tuple[str, str]] = set()
+    left: set[tuple[str, str]] = set()
     for due in _due(accounts, marks, reporter):
         if reporter.clock.now_seconds() >= deadline_at_seconds:
             return DueOverageReport(reported, refused, complete=False)
         user = (due.tenant_id, due.user_id)
+        if user in left:
+            continue
         try:
             if user not in seen:
                 reporter.report(*user)
                 reported += 1
         except ConflictError:
             continue  # another process is at it; what is due then is due in the next run
-        except StripeUnavailableError as error:
+        except (StripeUnavailableError, UpstreamUnavailableError) as error:  # Stripe, or the secret for it
             report("due_overage_left", error, tenant_id=due.tenant_id, user_id=due.user_id)
-            return DueOverageReport(reported, refused, complete=False)
+            if silent:
+                return DueOverageReport(reported, refused, complete=False)
+            silent = True  # for one that is one customer's trouble, for two it is an outage
+            left.add(user)
+            continue
         except StoreUnavailableError:
             raise
         except Exception as error:  # noqa: BLE001  one whom Stripe refuses, or whose items are broken, keeps nobody
             report("due_overage_refused", error, tenant_id=due.tenant_id, user_id=due.user_id)
             refused += 1
             continue
+        silent = False
         seen.add(user)
         marks.remove(due)
-    return DueOverageReport(reported, refused, complete=True)
+    return DueOverageReport(reported, refused, complete=not left)
 
 
 def _due(accounts: OverageAccounts, marks: OverageMarks, reporter: OverageReporter) -> Iterator[DueOverage]:
-    """All shards, beginning somewhere else each hour: a run cut short never misses the same ones again."""
     now = reporter.now()
-    first = int(now.timestamp()) // 3600 % SHARDS
-    for number in range(SHARDS):
-        shard = (first + number) % SHARDS
+    for shard in rotated(SHARDS, now):
         yield from accounts.list_due(shard, now)
         yield from marks.list_shard(shard)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Send = Callable[[str], None]
 """Puts a text into a queue, durably, or raises StoreUnavailableError."""
 
-FollowInvoice = Callable[[StripeEvent, str, str], object]
-"""Sees to the overage on an invoice of a user (`tollgate.flows.report_overage`)."""
+FollowOverage = Callable[[StripeEvent, str, str], object]
+"""Sees to the overage of a user (`tollgate.flows.report_overage`)."""
 
 _OWNER_LENGTH: Final = 16
 _MAY_BE_MENDED: Final = frozenset({KEY_REFUSED, UNKNOWN_CUSTOMER})
@@ -62,7 +62,7 @@ class StripeEventFlow:
         *,
         to_queue: Send,
         to_dead_letters: Send,
-        follow_invoice: FollowInvoice = lambda _event, _tenant_id, _user_id: None,
+        follow_overage: FollowOverage = lambda _event, _tenant_id, _user_id: None,
     ) -> None:
         self._events = events
         self._subscriptions = subscriptions
@@ -73,12 +73,12 @@ class StripeEventFlow:
         self._journal = journal
         self._to_queue = to_queue
         self._to_dead_letters = to_dead_letters
-        self._follow_invoice = follow_invoice
+        self._follow_overage = follow_overage
         self._actions: Mapping[Action, Callable[[StripeEvent], object]] = {
             Action.SYNC: self._sync_owner,
             Action.CHECKOUT: self._end_checkout,
             Action.CUSTOMER: self._look_at_customer,
-            Action.INVOICE: self._look_at_invoice,
+            Action.OVERAGE: self._look_at_overage,
             Action.DISPUTE: self._look_at_dispute,
             Action.RETURNED_PAYMENT: self._record_refunds,
             Action.FRAUD_WARNING: self._warn_of_fraud,
@@ -184,14 +184,14 @@ class StripeEventFlow:
     def _look_at_customer(self, event: StripeEvent) -> None:
         self._sync_owner(event, Look(customer=True))
 
-    def _look_at_invoice(self, event: StripeEvent) -> None:
-        """The first sign of a renewal: the subscription's new period is put in force an hour before it is paid.
+    def _look_at_overage(self, event: StripeEvent) -> None:
+        """Of a renewal, an invoice is the first sign: the new period is put in force an hour before it is paid.
 
         What the closed period still owes belongs on the invoice before it is final, and what it billed is read then.
         """
         owner = self._owner(event)
         if self._sync_owner(event) and owner is not None:
-            self._follow_invoice(event, *owner)
+            self._follow_overage(event, *owner)
 
     def _look_at_dispute(self, event: StripeEvent) -> None:
         """A dispute names a charge and no customer, so it is fetched with its charge."""

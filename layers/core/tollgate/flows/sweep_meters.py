@@ -16,6 +16,7 @@ from tollgate.catalog.loader import Catalog
 from tollgate.domain.errors import StoreUnavailableError
 from tollgate.domain.ledger import Meter, MeterName
 from tollgate.domain.plans import ExpiryPolicy
+from tollgate.domain.shards import rotated
 from tollgate.domain.sources import Clock, UserReport
 from tollgate.flows.ledger import Ledger
 from tollgate.storage.activity import KEPT_SECONDS, SHARDS, Activity
@@ -89,12 +90,6 @@ def sweep_meters(
 def expiry_policy(catalog: Catalog, meter: Meter) -> ExpiryPolicy:
     plan = catalog.plans.get(meter.plan_id)
     return plan.expiry_policy if plan else POLICY_WITHOUT_PLAN
-
-
-def rotated(shards: int, now: datetime) -> list[int]:
-    """All shards, beginning somewhere else each hour: a run cut short never misses the same ones again."""
-    first = int(now.timestamp()) // 3600 % shards
-    return [(first + number) % shards for number in range(shards)]
 
 
 def _hours(swept: datetime | None, now: datetime) -> Iterator[datetime]:

@@ -7,7 +7,8 @@ is told by the meter of their price, so prices may be replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,24 +75,24 @@ class StripeMeter:
         found = self._ask(lambda api: api.v1.billing.meters.event_summaries.list(meter_id, params))["data"]
         return int(found[0]["aggregated_value"]) if found else 0
 
-    def find_item(self, subscription_id: str) -> MeteredItem | None:
-        """The overage item of a subscription; None: there is no such subscription."""
+    def list_items(self, customer_id: str) -> tuple[MeteredItem, ...]:
+        """The overage items of all subscriptions that the customer ever had; none for a customer who is gone."""
+        params: Any = {"customer": customer_id, "status": "all", "limit": PAGE}
         try:
-            found = self._ask(lambda api: api.v1.subscriptions.retrieve(subscription_id))
+            found = self._all(lambda api: api.v1.subscriptions.list(params))
         except StripeRefusedError as error:
             if error.stripe_code == _MISSING:
-                return None
+                return ()
             raise
+        if not found:
+            return ()
         meter_id = self._find_meter()
-        items = [item for item in found["items"]["data"] if _meter_of(item["price"]) == meter_id]
-        over = SubscriptionStatus(found["status"]).ended or not items
-        begin = min(found["created"], found["billing_cycle_anchor"])
-        return MeteredItem(
-            subscription_id=subscription_id,
-            customer_id=str(found["customer"]),
-            since_at=_instant(begin),
-            start_at=None if over else _instant(items[0]["current_period_start"]),
-            end_at=None if over else _instant(items[0]["current_period_end"]),
+        return tuple(
+            _metered(subscription, item)
+            for subscription in found
+            if subscription["status"] != SubscriptionStatus.INCOMPLETE_EXPIRED  # it never began
+            for item in subscription["items"]["data"]
+            if _meter_of(item["price"]) == meter_id
         )
 
     def list_lines(self, subscription_id: str, since_at: datetime) -> tuple[BilledLine, ...]:
@@ -102,7 +103,7 @@ class StripeMeter:
             "limit": PAGE,
         }
         invoices = self._all(lambda api: api.v1.invoices.list(params))
-        return tuple(
+        return _merged(
             _line(invoice, line, subscription_id)
             for invoice in invoices
             for line in self._lines_of(invoice)
@@ -154,6 +155,28 @@ class StripeMeter:
 def _meter_of(price: Mapping[str, Any]) -> str | None:
     meter = (price.get("recurring") or {}).get("meter")
     return None if meter is None else str(meter)
+
+
+def _metered(subscription: Mapping[str, Any], item: Mapping[str, Any]) -> MeteredItem:
+    over = SubscriptionStatus(subscription["status"]).ended
+    ended = subscription.get("ended_at") or subscription.get("canceled_at") or item["current_period_end"]
+    return MeteredItem(
+        subscription_id=str(subscription["id"]),
+        customer_id=str(subscription["customer"]),
+        since_at=_instant(min(subscription["created"], subscription["billing_cycle_anchor"])),
+        start_at=_instant(item["current_period_start"]),
+        end_at=_instant(item["current_period_end"]),
+        ended_at=_instant(ended) if over else None,
+    )
+
+
+def _merged(lines: Iterable[BilledLine]) -> tuple[BilledLine, ...]:
+    """One for each stretch of an invoice: a subscription with two overage prices has two, and both were billed."""
+    found: dict[str, BilledLine] = {}
+    for line in lines:
+        same = found.get(line.key)
+        found[line.key] = line if same is None else replace(same, quantity=same.quantity + line.quantity)
+    return tuple(found.values())
 
 
 def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], subscription_id: str) -> BilledLine:
