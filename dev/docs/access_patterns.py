@@ -189,6 +189,8 @@ def pattern_rows(source: Source) -> Iterator[list[str]]:
 def _operations(method: ast.FunctionDef, methods: dict[str, ast.FunctionDef], seen: set[str]) -> Iterator[str]:
     for node in ast.walk(method):
         match node:
+            case ast.Call(func=ast.Name(id="query_items"), keywords=keywords):
+                yield OPERATIONS["query"] + _qualities(keywords)
             case ast.Call(func=ast.Attribute(attr=name), keywords=keywords) if name in OPERATIONS:
                 yield OPERATIONS[name] + _qualities(keywords)
             case ast.Attribute(value=ast.Name(id="self"), attr=name) if name in methods and name not in seen:

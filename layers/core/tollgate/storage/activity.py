@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 from zlib import crc32
 
 from botocore.exceptions import ClientError
@@ -22,6 +22,7 @@ from tollgate.storage.table import (
     from_epoch_seconds,
     n,
     plain,
+    query_items,
     s,
     store_outages,
 )
@@ -50,23 +51,16 @@ class Activity:
 
     def list_active(self, hour: datetime, shard: int) -> Iterator[MeterName]:
         """Access pattern: meters that had a call in the hour, one shard, paged (consistent read)."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :hour",
-                    ExpressionAttributeValues={":hour": s(_hour_pk(hour, shard))},
-                    ConsistentRead=True,
-                    **start,
-                )
-            for item in answer["Items"]:
-                user, _, period_id = item["SK"]["S"].rpartition("#")
-                tenant_id, _, user_id = user.partition("#")
-                yield MeterName(tenant_id, user_id, period_id)
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :hour",
+            ExpressionAttributeValues={":hour": s(_hour_pk(hour, shard))},
+            ConsistentRead=True,
+        )
+        for item in found:
+            user, _, period_id = item["SK"]["S"].rpartition("#")
+            tenant_id, _, user_id = user.partition("#")
+            yield MeterName(tenant_id, user_id, period_id)
 
     def find_swept(self, shard: int) -> datetime | None:
         """Access pattern: the hour up to which, itself included, a shard needs no further look."""

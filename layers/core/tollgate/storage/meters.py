@@ -29,9 +29,11 @@ from tollgate.storage.table import (
     epoch_seconds,
     error_code,
     from_epoch_seconds,
+    ids_of,
     item_of,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -208,26 +210,19 @@ class Meters:
 
         Earliest end first; `since` None: from the first. As the index has it, so read the meter before acting.
         """
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK BETWEEN :since AND :before",
-                    ExpressionAttributeValues={
-                        ":shard": s(_shard_pk(shard)),
-                        ":since": s("0" if since is None else _end_text(since)),
-                        ":before": s(_end_text(before)),  # shorter than every key of that end, so none of them
-                    },
-                    **start,
-                )
-            for item in answer["Items"]:
-                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
-                yield MeterName(tenant_id, user_id, item["SK"]["S"].removeprefix("USAGE#"))
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            IndexName="GSI1",
+            KeyConditionExpression="GSI1PK = :shard AND GSI1SK BETWEEN :since AND :before",
+            ExpressionAttributeValues={
+                ":shard": s(_shard_pk(shard)),
+                ":since": s("0" if since is None else _end_text(since)),
+                ":before": s(_end_text(before)),  # shorter than every key of that end, so none of them
+            },
+        )
+        for item in found:
+            tenant_id, user_id = ids_of(item)
+            yield MeterName(tenant_id, user_id, item["SK"]["S"].removeprefix("USAGE#"))
 
     def create(self, key: MeterKey, plan: Plan, plan_version: int, *, listed: Plan | None = None) -> Opening:
         """Open the meter of a period on the given plan, and take the most it can ever use out of the plan's pool.
@@ -488,41 +483,27 @@ class Meters:
 
     def list_of_user(self, tenant_id: str, user_id: str, *, after: str = "") -> Iterator[Meter]:
         """Access pattern: a user's meters after the period of this id, by usage period, paged (consistent read)."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :pk AND SK BETWEEN :first AND :last",
-                    ExpressionAttributeValues={
-                        ":pk": s(user_pk(tenant_id, user_id)),
-                        ":first": s(f"USAGE#{after}"),
-                        ":last": s("USAGE#~"),
-                    },
-                    ConsistentRead=True,
-                    **start,
-                )
-            yield from (meter_of(item) for item in answer["Items"] if item["SK"]["S"] > f"USAGE#{after}")
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :pk AND SK BETWEEN :first AND :last",
+            ExpressionAttributeValues={
+                ":pk": s(user_pk(tenant_id, user_id)),
+                ":first": s(f"USAGE#{after}"),
+                ":last": s("USAGE#~"),
+            },
+            ConsistentRead=True,
+        )
+        yield from (meter_of(item) for item in found if item["SK"]["S"] > f"USAGE#{after}")
 
     def list_expired(self, tenant_id: str, user_id: str) -> Iterator[ExpiredReservation]:
         """Access pattern: records of a user's swept reservations, by usage period, paged (consistent read)."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :pk AND begins_with(SK, :expired)",
-                    ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":expired": s("EXPIRED#")},
-                    ConsistentRead=True,
-                    **start,
-                )
-            yield from (_expired_reservation(plain(item)) for item in answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :pk AND begins_with(SK, :expired)",
+            ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":expired": s("EXPIRED#")},
+            ConsistentRead=True,
+        )
+        yield from (_expired_reservation(plain(item)) for item in found)
 
     def correct(
         self,

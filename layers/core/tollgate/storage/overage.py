@@ -26,8 +26,10 @@ from tollgate.storage.table import (
     epoch_seconds,
     error_code,
     from_epoch_seconds,
+    ids_of,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -118,38 +120,24 @@ class OverageAccounts:
 
     def list_billed(self, tenant_id: str, user_id: str) -> Iterator[BilledWindow]:
         """Access pattern: all that was billed to a user, by the start of the window, paged."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :user AND begins_with(SK, :billed)",
-                    ExpressionAttributeValues={":user": s(user_pk(tenant_id, user_id)), ":billed": s("OVERAGE#")},
-                    **start,
-                )
-            yield from (_billed_of(plain(item)) for item in answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :user AND begins_with(SK, :billed)",
+            ExpressionAttributeValues={":user": s(user_pk(tenant_id, user_id)), ":billed": s("OVERAGE#")},
+        )
+        yield from (_billed_of(plain(item)) for item in found)
 
     def list_due(self, shard: int, now: datetime) -> Iterator[DueOverage]:
         """Access pattern: accounts whose own time has come, one shard of the index, earliest first, paged."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :now",
-                    ExpressionAttributeValues={":shard": s(_due_pk(shard)), ":now": s(_due_sk(now))},
-                    **start,
-                )
-            for item in answer["Items"]:
-                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
-                yield DueOverage(tenant_id, user_id)
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            IndexName="GSI1",
+            KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :now",
+            ExpressionAttributeValues={":shard": s(_due_pk(shard)), ":now": s(_due_sk(now))},
+        )
+        for item in found:
+            tenant_id, user_id = ids_of(item)
+            yield DueOverage(tenant_id, user_id)
 
     def _write(
         self, account: OverageAccount, seen_version: int, leased_until: datetime | None, lines: Sequence[BilledLine]
@@ -208,21 +196,14 @@ class OverageMarks:
 
     def list_shard(self, shard: int) -> Iterator[DueOverage]:
         """Access pattern: all marks of one shard, paged (consistent: a mark is never passed over)."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :shard",
-                    ExpressionAttributeValues={":shard": s(f"DUE#OVERAGE#{shard}")},
-                    ConsistentRead=True,
-                    **start,
-                )
-            for item in map(plain, answer["Items"]):
-                yield DueOverage(item["tenant_id"], item["user_id"], (item["PK"], item["SK"], item["marked_ms"]))
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :shard",
+            ExpressionAttributeValues={":shard": s(f"DUE#OVERAGE#{shard}")},
+            ConsistentRead=True,
+        )
+        for item in map(plain, found):
+            yield DueOverage(item["tenant_id"], item["user_id"], (item["PK"], item["SK"], item["marked_ms"]))
 
     def remove(self, due: DueOverage) -> None:
         """The user was looked at; a mark that was put again since it was seen stays."""

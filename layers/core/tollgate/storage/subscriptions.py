@@ -34,8 +34,10 @@ from tollgate.storage.table import (
     error_code,
     flag,
     from_epoch_seconds,
+    ids_of,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -222,22 +224,15 @@ class Subscriptions:
 
     def list_due(self, shard: int, now: datetime) -> Iterator[DueSubscriber]:
         """Access pattern: whose time has come, one shard of the index, earliest first, paged."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :now",
-                    ExpressionAttributeValues={":shard": s(_due_pk(shard)), ":now": s(_due_sk(now))},
-                    **start,
-                )
-            for item in answer["Items"]:
-                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
-                yield DueSubscriber(tenant_id, user_id)
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            IndexName="GSI1",
+            KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :now",
+            ExpressionAttributeValues={":shard": s(_due_pk(shard)), ":now": s(_due_sk(now))},
+        )
+        for item in found:
+            tenant_id, user_id = ids_of(item)
+            yield DueSubscriber(tenant_id, user_id)
 
     def _conditional_put(self, subscriber: Subscriber) -> dict[str, Any]:
         put: dict[str, Any] = {"TableName": self._table.name, "Item": _item(subscriber, subscriber.version + 1)}

@@ -59,16 +59,21 @@ def hot_path_client(
     botocore's defaults (60 s, four attempts) would hold a paid Lambda. Retries are safe only because every write
     carries its own id and nonce. Connections are kept alive between invocations.
 
-    It is boto3's own client, made by botocore without boto3 around it: 3 MB and 18 ms of CPU less at a cold start.
+    It is boto3's own client, made by botocore without boto3 around it: 3 MB and 18 ms of CPU less at a cold start. Two
+    settings save a third of the steps of each call. Requests are not compared with botocore's model of the service:
+    they are typed here, and DynamoDB checks them itself. And the User-Agent is fixed: botocore's own is put together
+    twice for each call, a character at a time.
     """
+    maker = session or botocore.session.get_session()
     config = Config(
         connect_timeout=1,
         read_timeout=1,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=max_pool_connections,
         tcp_keepalive=True,
+        parameter_validation=False,
+        user_agent=maker.user_agent(),
     )
-    maker = session or botocore.session.get_session()
     return cast("DynamoDBClient", maker.create_client("dynamodb", region_name=region, config=config))
 
 
@@ -86,6 +91,20 @@ def store_outages() -> Iterator[None]:
         if is_outage(error):
             raise StoreUnavailableError("The usage store is busy. Nothing was charged; try again.") from error
         raise
+
+
+def query_items(
+    table: Table,
+    **query: Any,  # noqa: ANN401  boto3's own form
+) -> Iterator[dict[str, AttributeValueTypeDef]]:
+    """All that a query finds, as stored, a page at a time as they are reached. Raises StoreUnavailableError."""
+    while True:
+        with store_outages():
+            answer = table.client.query(TableName=table.name, **query)
+        yield from answer["Items"]
+        if "LastEvaluatedKey" not in answer:
+            return
+        query["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
 
 def is_outage(error: ClientError) -> bool:
@@ -110,6 +129,12 @@ def item_of(error: ClientError) -> dict[str, AttributeValueTypeDef]:
 
 def user_pk(tenant_id: str, user_id: str) -> str:
     return f"TENANT#{tenant_id}#USER#{user_id}"
+
+
+def ids_of(item: Mapping[str, Any]) -> tuple[str, str]:
+    """Tenant and user of an item in a user's partition, as stored."""
+    _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
+    return tenant_id, user_id
 
 
 def s(value: str) -> AttributeValueTypeDef:

@@ -22,9 +22,11 @@ from tollgate.storage.table import (
     epoch_seconds,
     flag,
     from_epoch_seconds,
+    ids_of,
     item_of,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -63,23 +65,16 @@ class Users:
 
         `after`: begin behind this place. Deleted users are among them, as what they used and cost still counts.
         """
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK > :after",
-                    # A key may not be empty text; every place begins with a digit.
-                    ExpressionAttributeValues={":shard": s(_shard_pk(shard)), ":after": s(after or "!")},
-                    **start,
-                )
-            for item in answer["Items"]:
-                _, tenant_id, _, user_id = item["PK"]["S"].split("#", 3)
-                yield item["GSI1SK"]["S"], tenant_id, user_id
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            IndexName="GSI1",
+            KeyConditionExpression="GSI1PK = :shard AND GSI1SK > :after",
+            # A key may not be empty text; every place begins with a digit.
+            ExpressionAttributeValues={":shard": s(_shard_pk(shard)), ":after": s(after or "!")},
+        )
+        for item in found:
+            tenant_id, user_id = ids_of(item)
+            yield item["GSI1SK"]["S"], tenant_id, user_id
 
     def create_profile(self, profile: Profile) -> Profile:
         """Store a new user's profile; the stored one when somebody else was first. Safe to repeat."""
