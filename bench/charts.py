@@ -60,7 +60,9 @@ def lines(
     if not points:
         return empty(title)
     height, left, right, top = 300, 64, 24, _TOP + 24
-    xs, ys = _Scale.of([x for x, _ in points], log=log), _Scale.of([y for _, y in points], log=log, from_zero=not log)
+    xs = _Scale.of([x for x, _ in points], log=log)
+    heights = [y for _, y in points]
+    ys = _Scale.decades(heights) if log else _Scale.of(heights, log=False, from_zero=True)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + xs.share(x) * (WIDTH - left - right), top + (1 - ys.share(y)) * (height - top - 44)
@@ -103,6 +105,13 @@ class _Scale:
             return cls(min(value for value in values if value > 0), max(values), log=True)
         return cls(0.0 if from_zero else min(values), max(values) * (1.1 if from_zero else 1), log=False)
 
+    @classmethod
+    def decades(cls, values: Sequence[float]) -> _Scale:
+        """Whole powers of ten around the values: what differs by a hundredth must not look like the whole height."""
+        first = math.floor(math.log10(min(value for value in values if value > 0)))
+        last = math.ceil(math.log10(max(values)))
+        return cls(10.0**first, 10.0 ** max(last, first + 1), log=True)
+
     def share(self, value: float) -> float:
         if self.log:
             span = math.log(self.last / self.first) or 1.0
@@ -131,7 +140,10 @@ def _legend(names: Sequence[str], y: float, colours: Sequence[int]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:g}" if value < 10_000 else f"{value / 1000:g}k"
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 13, weight: str = "normal") -> str:
