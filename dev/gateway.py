@@ -99,7 +99,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise NotImplementedError(scope["type"])
+            raise ValueError(f"this gateway speaks HTTP, and no {scope['type']}")
         request, too_large = await _read(scope, receive)
         exchange = _Exchange(request, receive, send)
         self.open_requests += 1

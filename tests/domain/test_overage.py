@@ -185,9 +185,33 @@ def test_a_new_subscription_ends_the_window_of_the_one_before(away: timedelta) -
     assert (begin + away in both.spans[1]) is (away >= timedelta())
 
 
-def test_one_that_began_before_the_window_of_the_other_leaves_nothing_of_it() -> None:
-    both = follow(ACCOUNT, [MeteredItem("sub_2", "cus_1", START - MINUTE, START - MINUTE, END)], START + MINUTE)
-    assert [(one.start_at, one.end_at) for one in both.windows] == [(START, START), (START - MINUTE, END)]
+def two_at_once(first_ended: datetime | None, second_ended: datetime | None) -> list[MeteredItem]:
+    first = replace(an_item(START, END), ended_at=first_ended)
+    begin = START + timedelta(days=10)
+    return [MeteredItem("sub_2", "cus_1", begin, begin, begin + timedelta(days=30), second_ended), first]
+
+
+def test_of_two_at_once_the_later_one_bills_from_its_beginning_on() -> None:
+    begin, now = START + timedelta(days=10), START + timedelta(days=11)
+    for first_ended in (None, begin + MINUTE):
+        account = follow(ACCOUNT, two_at_once(first_ended, None), now)
+        assert [(one.subscription_id, one.start_at, one.end_at) for one in account.windows] == [
+            ("sub_1", START, begin),
+            ("sub_2", begin, begin + timedelta(days=30)),
+        ]
+        assert account.spans == (Span(START, begin), Span(begin))
+        assert follow(account, two_at_once(first_ended, None), now + MINUTE) == account
+
+
+def test_one_that_another_outlived_leaves_nothing() -> None:
+    """A second subscription that the sync has ended at once."""
+    begin, now = START + timedelta(days=10), START + timedelta(days=11)
+    for first_ended in (None, begin + timedelta(hours=1)):
+        items = two_at_once(first_ended, begin + MINUTE)
+        account = follow(ACCOUNT, items, now)
+        assert [one.subscription_id for one in account.windows] == ["sub_1"]
+        assert account.spans == (Span(START, first_ended),)
+        assert follow(account, items, now + MINUTE) == account
 
 
 def test_however_often_a_subscription_is_made_anew_what_was_billed_stays_billable() -> None:

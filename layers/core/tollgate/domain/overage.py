@@ -201,81 +201,72 @@ def running_item(items: Iterable[MeteredItem]) -> MeteredItem | None:
     return max((item for item in items if item.ended_at is None), key=lambda item: item.since_at, default=None)
 
 
-def follow(account: OverageAccount, items: Sequence[MeteredItem], now: datetime) -> OverageAccount:
+def follow(account: OverageAccount, items: Iterable[MeteredItem], now: datetime) -> OverageAccount:
     """The account with the windows that the customer's subscriptions have by now, whenever they ended.
 
     What was used while one of them ran is owed, also where nobody looked before it was over.
     """
+    known = _in_turn(items)
+    there = {item.subscription_id for item in known}
+    windows = tuple(one if one.subscription_id in there else _gone(one, known, now) for one in account.windows)
+    account = replace(account, spans=_spans(account.spans, known, now), windows=windows)
+    for item in known:
+        account = _with_window(account, item, now)
+    return account
+
+
+def _gone(window: Window, items: Iterable[MeteredItem], now: datetime) -> Window:
+    """Its item was taken off, or it is gone without a word: some time before now, and before another one began."""
+    later = (item.since_at for item in items if item.since_at >= window.start_at)
+    return replace(window, end_at=min(window.end_at, now, *later))
+
+
+def _in_turn(items: Iterable[MeteredItem]) -> list[MeteredItem]:
+    """One after the other. Where two ran at once, which only comes about outside our own checkout, the later one bills
+    from its beginning on, unless the earlier one outlived it.
+    """
+    known: list[MeteredItem] = []
     for item in sorted(items, key=lambda one: one.since_at):
-        if item.ended_at is not None:
-            account = _follow_ended(account, item, item.ended_at, now)
-    return _follow_running(account, running_item(items), now)
+        before = known[-1] if known else None
+        if before is not None and (before.ended_at is None or before.ended_at > item.since_at):
+            if item.ended_at is not None and (before.ended_at is None or before.ended_at >= item.ended_at):
+                continue
+            known[-1] = replace(before, ended_at=item.since_at)
+        known.append(item)
+    return known
 
 
-def _follow_ended(account: OverageAccount, item: MeteredItem, ended_at: datetime, now: datetime) -> OverageAccount:
-    end_at = min(item.end_at, ended_at)
-    spans = [span for span in account.spans if span.since_at != item.since_at]
-    if ended_at + SPANS_KEPT_FOR > now:
-        spans = sorted([*spans, Span(item.since_at, ended_at)], key=lambda span: span.since_at)
-    windows = list(account.windows)
-    last = max((n for n, one in enumerate(windows) if one.subscription_id == item.subscription_id), default=None)
-    closed = account.closed_through_at
-    if last is not None:
-        windows[last] = replace(windows[last], end_at=min(windows[last].end_at, ended_at))
-    elif (closed is None or closed < end_at) and now <= end_at + LINE_WAIT:
-        start_at = item.start_at if closed is None else max(item.start_at, closed)
-        windows.append(Window(item.subscription_id, item.customer_id, start_at, max(start_at, end_at)))
+def _spans(spans: tuple[Span, ...], items: Sequence[MeteredItem], now: datetime) -> tuple[Span, ...]:
+    """When a subscription ran, without what no period needs any more."""
+    found = {span.since_at: replace(span, until_at=span.until_at or now) for span in spans}
+    found |= {item.since_at: Span(item.since_at, item.ended_at) for item in items}
+    needed = (span for span in found.values() if span.until_at is None or span.until_at + SPANS_KEPT_FOR > now)
+    return tuple(sorted(needed, key=lambda span: span.since_at))
+
+
+def _with_window(account: OverageAccount, item: MeteredItem, now: datetime) -> OverageAccount:
+    """The window of the item's current period, or of its last one as long as an invoice may come for that."""
+    windows, closed = list(account.windows), account.closed_through_at
+    start_at = item.start_at if closed is None else max(item.start_at, closed)
+    end_at = item.end_at if item.ended_at is None else min(item.end_at, item.ended_at)
+    mine = max((n for n, one in enumerate(windows) if one.subscription_id == item.subscription_id), default=None)
+    if mine is not None:
+        last = windows[mine]
+        if start_at <= last.start_at:
+            windows[mine] = replace(last, end_at=end_at if item.ended_at is None else min(last.end_at, end_at))
+            return replace(account, windows=tuple(windows))
+        # Whatever moves the anchor ends the window early: its usage up to there was billed at that moment.
+        windows[mine] = replace(last, end_at=min(last.end_at, start_at, end_at))
+    if start_at < end_at and (item.ended_at is None or now <= end_at + LINE_WAIT):
+        windows.append(Window(item.subscription_id, item.customer_id, start_at, end_at))
         windows.sort(key=lambda window: window.start_at)
-    return replace(account, spans=tuple(spans), windows=tuple(windows))
-
-
-def _follow_running(account: OverageAccount, item: MeteredItem | None, now: datetime) -> OverageAccount:
-    last = account.windows[-1] if account.windows else None
-    if item is None:
-        # Its item was taken off, or it is gone without a word: some time before now.
-        cut = account.windows[:-1] + tuple(replace(one, end_at=min(one.end_at, now)) for one in account.windows[-1:])
-        return replace(account, spans=_ended(account.spans, now), windows=cut)
-    account = replace(account, spans=_covering(account.spans, item, last, now))
-    start_at = max(item.start_at, account.closed_through_at or item.start_at)
-    if start_at >= item.end_at:
-        return account
-    new = Window(item.subscription_id, item.customer_id, start_at, item.end_at)
-    if last is None:
-        return replace(account, windows=(*account.windows, new))
-    if last.subscription_id != item.subscription_id:
-        # The one before ended no later than this one began: what is used from then on is for this one to bill.
-        ended = replace(last, end_at=min(last.end_at, max(last.start_at, item.since_at)))
-        return replace(account, windows=(*account.windows[:-1], ended, new))
-    if start_at <= last.start_at:
-        return replace(account, windows=(*account.windows[:-1], replace(last, end_at=item.end_at)))
-    # Whatever moves the anchor ends the window early: its usage up to there was billed at that moment.
-    ended = replace(last, end_at=min(last.end_at, start_at))
-    return replace(account, windows=(*account.windows[:-1], ended, new))
-
-
-def _ended(spans: tuple[Span, ...], now: datetime) -> tuple[Span, ...]:
-    if not spans or spans[-1].until_at is not None:
-        return spans
-    return (*spans[:-1], replace(spans[-1], until_at=now))
-
-
-def _covering(spans: tuple[Span, ...], item: MeteredItem, last: Window | None, now: datetime) -> tuple[Span, ...]:
-    """Spans in which the item's subscription is the running one, without those that no period needs any more."""
-    running = bool(spans) and spans[-1].until_at is None
-    if running and (
-        last is None or last.subscription_id == item.subscription_id or spans[-1].since_at >= item.since_at
-    ):
-        return spans
-    old = _ended(spans, item.since_at)
-    needed = (span for span in old if span.until_at is None or span.until_at + SPANS_KEPT_FOR > now)
-    return (*needed, Span(item.since_at))
+    return replace(account, windows=tuple(windows))
 
 
 def is_running(account: OverageAccount, window: Window, item: MeteredItem | None, now: datetime) -> bool:
     """Stripe still counts into it."""
     return (
         item is not None
-        and window is account.windows[-1]
         and window.subscription_id == item.subscription_id
         and item.start_at <= window.start_at
         and now < window.end_at
