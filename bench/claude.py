@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,10 @@ from bench.function import ROOT, FunctionProcess, Surroundings
 from bench.upstream import TEXT
 
 FORBIDDEN = ("anthropic", "moto", "pydantic", "pynamodb", "stripe")
+FLOOR = "bench.passthrough.handler"
 SHORT_EVENTS, LONG_EVENTS, PACE_MS = 10, 110, 2
+WARM_STREAMS = 5
+IN_TURN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +56,30 @@ def measure(around: Surroundings, size: Size, say: Callable[[str], None]) -> dic
     """Everything about the one function."""
     say("start: CPU, memory, modules")
     results: dict[str, Any] = {"start": _start(around, size)}
-    function = FunctionProcess(around)
-    floor = FunctionProcess(around, handler="bench.passthrough.handler")
-    try:
-        say("streams: CPU inside and outside of database calls")
-        results["stream"] = _streams(function, size)
-        say("the same of a function that only passes through")
-        results["floor"] = _streams(floor, size)
-        say("table: calls and units per request")
-        results["table"] = _table(around, function)
-        results["log_bytes_per_request"] = _log_bytes(function)
+    with ExitStack() as stack:
+
+        def process(**named: Any) -> FunctionProcess:  # noqa: ANN401  those of FunctionProcess
+            function = FunctionProcess(around, **named)
+            stack.callback(function.close)
+            return function
+
+        functions = {"stream": process(counted=False), "floor": process(handler=FLOOR)}
+        say("streams: CPU inside and outside of database calls, beside a function that only passes through")
+        results |= _streams(functions, size)
+        say("steps: calls of functions")
+        results["steps"] = {
+            "stream": _steps(process(counted=False, steps=True)),
+            "floor": _steps(process(handler=FLOOR, steps=True)),
+        }
         say("time to the first byte, against the upstream directly")
-        results["first_byte"] = _first_byte(around, function, size)
-        results["rss_mb_after_load"] = round(function.rss_bytes / 2**20, 1)
-    finally:
-        function.close()
-        floor.close()
+        results["first_byte"] = _first_byte(around, functions["stream"], size)
+        results["rss_mb_after_load"] = round(functions["stream"].rss_bytes / 2**20, 1)
+        say("table: calls and units per request")
+        counted = process()
+        for _ in range(WARM_STREAMS):
+            counted.stream(SHORT_EVENTS, 0)
+        results["table"] = _table(around, counted)
+        results["log_bytes_per_request"] = _log_bytes(counted)
     results["targets"] = _judge(results)
     return results
 
@@ -116,14 +128,21 @@ def _modules(around: Surroundings, environment: dict[str, str]) -> dict[str, Any
     return answer
 
 
-def _streams(function: FunctionProcess, size: Size) -> dict[str, Any]:
+def _streams(functions: dict[str, FunctionProcess], size: Size) -> dict[str, dict[str, Any]]:
     """CPU per stream and per event, from two lengths each: the slope is the event, the rest of a burst the stream."""
-    for _ in range(size.warm_up):
-        function.stream(SHORT_EVENTS, 0)
-    short = _costs(function, size.streams, lambda: function.stream(SHORT_EVENTS, PACE_MS))
-    long = _costs(function, size.streams, lambda: function.stream(LONG_EVENTS, PACE_MS))
-    burst_short = _costs(function, size.streams, lambda: function.stream(SHORT_EVENTS, 0))
-    burst_long = _costs(function, size.streams, lambda: function.stream(LONG_EVENTS * 10, 0))
+    for function in functions.values():
+        for _ in range(size.warm_up):
+            function.stream(SHORT_EVENTS, 0)
+    short = _costs(functions, size.streams, SHORT_EVENTS, PACE_MS)
+    long = _costs(functions, size.streams, LONG_EVENTS, PACE_MS)
+    burst_short = _costs(functions, size.streams, SHORT_EVENTS, 0)
+    burst_long = _costs(functions, size.streams, LONG_EVENTS * 10, 0)
+    return {name: _figures(short[name], long[name], burst_short[name], burst_long[name]) for name in functions}
+
+
+def _figures(
+    short: dict[str, float], long: dict[str, float], burst_short: dict[str, float], burst_long: dict[str, float]
+) -> dict[str, Any]:
     per_event = (long["outside_us"] - short["outside_us"]) / (LONG_EVENTS - SHORT_EVENTS)
     per_burst = (burst_long["outside_us"] - burst_short["outside_us"]) / (LONG_EVENTS * 10 - SHORT_EVENTS)
     return {
@@ -136,17 +155,51 @@ def _streams(function: FunctionProcess, size: Size) -> dict[str, Any]:
     }
 
 
-def _costs(function: FunctionProcess, streams: int, once: Callable[[], object]) -> dict[str, float]:
-    """Medians of what the stop-watch in the process said."""
-    before = len(function.costs)
-    for _ in range(streams):
-        once()
-    costs = function.costs[before:]
+def _costs(
+    functions: dict[str, FunctionProcess], streams: int, events: int, pace_ms: int
+) -> dict[str, dict[str, float]]:
+    """Medians of what the stop-watches in the processes said. A few streams of each in turn, so that whatever else
+    this machine does falls on all of them alike."""
+    costs: dict[str, list[dict[str, int]]] = {name: [] for name in functions}
+    for done in range(0, streams, IN_TURN):
+        for name, function in functions.items():
+            for _ in range(min(IN_TURN, streams - done)):
+                function.stream(events, pace_ms)
+                costs[name].append(function.costs[-1])
     return {
-        "outside_us": statistics.median(cost["total_us"] - cost["database_us"] for cost in costs),
-        "database_us": statistics.median(cost["database_us"] for cost in costs),
-        "calls": statistics.median(cost["calls"] for cost in costs),
+        name: {
+            "outside_us": statistics.median(cost["total_us"] - cost["database_us"] for cost in found),
+            "database_us": statistics.median(cost["database_us"] for cost in found),
+            "calls": statistics.median(cost["calls"] for cost in found),
+        }
+        for name, found in costs.items()
     }
+
+
+def _steps(function: FunctionProcess) -> dict[str, Any]:
+    """Calls of functions in one warm stream, and in each event of it. Other work on the machine changes them by a few,
+    when events wait for each other: medians."""
+    for _ in range(WARM_STREAMS):
+        function.stream(SHORT_EVENTS, PACE_MS)
+    short, in_database = _median_steps(function, SHORT_EVENTS)
+    long, _ = _median_steps(function, LONG_EVENTS)
+    per_event = (long - short) / (LONG_EVENTS - SHORT_EVENTS)
+    return {
+        "per_stream_outside_database": round(short - SHORT_EVENTS * per_event),
+        "per_stream_in_database_calls": round(in_database),
+        "per_event": round(per_event, 1),
+    }
+
+
+def _median_steps(function: FunctionProcess, events: int) -> tuple[float, float]:
+    """(outside of database calls, inside)."""
+    before = len(function.costs)
+    for _ in range(WARM_STREAMS):
+        function.stream(events, PACE_MS)
+    found = function.costs[before:]
+    return statistics.median(cost["steps"] for cost in found), statistics.median(
+        cost["database_steps"] for cost in found
+    )
 
 
 def _table(around: Surroundings, function: FunctionProcess) -> dict[str, Any]:

@@ -62,9 +62,11 @@ class Surroundings:
     api_key: str
     byte_code: Path
 
-    def environment(self, address: str, *, handler: str, timed: bool, counted: bool = True) -> dict[str, str]:
-        """The function's variables, with the stop-watch around `handler` if `timed`; byte code comes from a
-        folder of its own, so that nothing is compiled at start."""
+    def environment(
+        self, address: str, *, handler: str, timed: bool, counted: bool = True, steps: bool = False
+    ) -> dict[str, str]:
+        """The function's variables, with the stop-watch around `handler` if `timed`, which counts `steps` too;
+        byte code comes from a folder of its own, so that nothing is compiled at start."""
         return {
             "PATH": os.defpath,
             "PYTHONPATH": os.pathsep.join(map(str, LAYERS)),
@@ -72,6 +74,7 @@ class Surroundings:
             "LAMBDA_TASK_ROOT": str(ROOT),
             "_HANDLER": "bench.instrumented.handler" if timed else handler,
             "BENCH_HANDLER": handler,
+            "BENCH_STEPS": str(int(steps)),
             "AWS_LAMBDA_RUNTIME_API": address,
             "AWS_LAMBDA_FUNCTION_NAME": "claude",
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
@@ -172,12 +175,18 @@ class FunctionProcess:
     """One function process behind the Runtime API; `costs` collects what the stop-watch inside it wrote."""
 
     def __init__(
-        self, around: Surroundings, *, handler: str = CLAUDE, timed: bool = True, counted: bool = True
+        self,
+        around: Surroundings,
+        *,
+        handler: str = CLAUDE,
+        timed: bool = True,
+        counted: bool = True,
+        steps: bool = False,
     ) -> None:
         self._around = around
         self._timed = timed
         self._api = RuntimeApi()
-        environment = around.environment(self._api.address, handler=handler, timed=timed, counted=counted)
+        environment = around.environment(self._api.address, handler=handler, timed=timed, counted=counted, steps=steps)
         bootstrap = LAYERS[1] / "tollgate_runtime" / "bootstrap"
         self._process = subprocess.Popen(
             [str(bootstrap), sys.executable], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

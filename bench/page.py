@@ -198,6 +198,12 @@ _quota = _section("How exactly a quota is kept", "quota", "`make bench`", _quota
 # --- One request ----------------------------------------------------------------------------------------------------
 
 
+_CPU_NOTE: Final = """\
+The counts hold anywhere; the CPU of one and the same stream changes by a factor of two with what else the processor
+does, and so does that of the pass-through, whose streams were measured in turn with ours: compare the two columns. Why
+the target for a stream is missed: [decisions.md](decisions.md#what-a-streams-cpu-is-spent-on)."""
+
+
 def _requests_body(result: Result) -> str:
     calls = result["table"]["calls_per_request"]
     units = result["table"]["capacity_units_per_request"]
@@ -210,6 +216,14 @@ def _requests_body(result: Result) -> str:
         ["CPU us of an event, at full speed", "cpu_us_per_burst_event"],
     ]
     figures = [[words, f"{stream[name]:g}", f"{floor[name]:g}"] for words, name in costs]
+    steps = [
+        [words, *(f"{result['steps'][of][name]:,g}" for of in ("stream", "floor"))]
+        for words, name in (
+            ("calls of functions in a stream, without its database calls", "per_stream_outside_database"),
+            ("calls of functions in its database calls", "per_stream_in_database_calls"),
+            ("calls of functions in an event, paced", "per_event"),
+        )
+    ]
     targets = [
         [f"`{name}`", f"{row['figure']:g}", f"{row['target']:g}", "met" if row["met"] else "**missed**"]
         for name, row in result["targets"].items()
@@ -219,7 +233,8 @@ def _requests_body(result: Result) -> str:
             "Database calls of a stream, everything warm, counted before the engine:",
             table(["call", "times", "capacity units"], rows),
             "A stop-watch inside of the function's process:",
-            table(["", "Tollgate", "bare pass-through"], figures),
+            table(["", "Tollgate", "bare pass-through"], [*figures, *steps]),
+            _CPU_NOTE,
             "What was aimed at before it was built:",
             table(["figure", "measured", "target", ""], targets),
         ]

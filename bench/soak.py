@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.function import (
+    CLAUDE,
     ROOT,
     SECRETS,
     Answer,
@@ -171,9 +172,8 @@ class Soak:
 
     # Traffic.
 
-    def _process(self, handler: str | None = None) -> FunctionProcess:
-        named = {} if handler is None else {"handler": handler}
-        return FunctionProcess(self._around, timed=False, counted=False, **named)
+    def _process(self, handler: str = CLAUDE) -> FunctionProcess:
+        return FunctionProcess(self._around, handler=handler, timed=False, counted=False)
 
     def _drive(self, lane: int, began: float) -> None:
         """Every lane has its share of the numbers, and each number its time."""

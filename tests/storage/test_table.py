@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from io import BytesIO
 
 import botocore.session
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
@@ -117,3 +121,27 @@ def test_the_client_gives_up_in_seconds_and_tries_three_times(monkeypatch: pytes
     config = hot_path_client("eu-west-1", session=botocore.session.get_session()).meta.config
     assert (config.connect_timeout, config.read_timeout) == (1, 1)  # type: ignore[attr-defined]
     assert config.retries == {"mode": "standard", "total_max_attempts": 3}  # type: ignore[attr-defined]
+
+
+def test_a_request_goes_out_as_it_was_made_and_names_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_credentials(monkeypatch)
+    session = botocore.session.get_session()
+    client = hot_path_client("eu-west-1", session=session)
+    sent: list[AWSPreparedRequest] = []
+
+    def answer(request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        sent.append(request)
+        return AWSResponse(request.url, 200, HTTPHeaders(), _Body(b"{}"))
+
+    client.meta.events.register("before-send.dynamodb", answer)  # type: ignore[arg-type]  # its answer counts
+    client.get_item(TableName="", Key={})  # botocore's own check would refuse the empty name
+    [request] = sent
+    assert request.body == b'{"TableName": "", "Key": {}}'
+    assert session.user_agent() in str(request.headers["User-Agent"])  # Powertools adds its own name
+
+
+class _Body(BytesIO):
+    """An answer's body as botocore reads it."""
+
+    def stream(self) -> Iterator[bytes]:
+        yield self.read()

@@ -443,6 +443,27 @@ def test_addresses_are_encrypted_except_on_the_users_own_machine(name: str) -> N
         assert not pattern.fullmatch(address), address
 
 
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("", True),
+        ("https://hooks.example.com/t", True),
+        ("https://hooks.example.com:8443/t/1", True),
+        ("https://localhost", True),
+        (f"https://{'a' * 63}.example.com", True),
+        (f"https://{'a' * 64}.example.com", False),
+        ("https://a..b/x", False),
+        ("https://-a.example.com", False),
+        ("https://.example.com", False),
+        ("http://hooks.example.com", False),
+        ("https://hooks.example.com/?key=1", False),
+    ],
+)
+def test_notices_go_to_an_address_that_can_be_one(url: str, taken: bool) -> None:
+    pattern = TEMPLATE["Parameters"]["OperatorWebhookUrl"]["AllowedPattern"]
+    assert bool(re.fullmatch(pattern, url)) is taken
+
+
 # --- Stripe ---------------------------------------------------------------------------------------------------------
 
 
