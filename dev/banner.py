@@ -48,6 +48,7 @@ def ready(
         "",
         f"   Gateway   {screen.paint('bold', f'{url:<43}')}  API docs  {url}/docs",
         f"   Billing   {url + '/_dev/billing':<43}  Mailbox   {url}/_dev/mail",
+        f"   Notices   {url + '/_dev/notices'}",
         f"   Stripe    {stripe}",
         "",
         *(_user_line(screen, user) for user in users),

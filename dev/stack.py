@@ -43,6 +43,7 @@ from dev.gateway import DRAIN_SECONDS, Gateway, server_for
 from dev.lambda_host import FunctionHost, Journey
 from dev.local_stripe import LocalStripe, StripeChoice
 from dev.mailbox import Mail, Mailbox
+from dev.notice_sink import SENDER, NoticeSink
 from dev.pages import Page
 from dev.processes import Processes
 from dev.provision import (
@@ -126,7 +127,9 @@ class Stack:
         options.log_dir.mkdir(parents=True)
         self._log = RequestLog(screen)
         self._processes = Processes()
-        self._template = Template(ROOT / "template.yaml", {"AllowTestKeys": "true", **options.parameters})
+        self._sink = NoticeSink(self._on_notice)
+        told = {"OperatorWebhookUrl": self._sink.webhook_url, "MailFrom": SENDER}
+        self._template = Template(ROOT / "template.yaml", {"AllowTestKeys": "true", **told, **options.parameters})
         self._remembered_file = options.state_dir / "remembered.json"
         self._remembered = Remembered.load(self._remembered_file)
         self._hosts: dict[str, FunctionHost] = {}
@@ -184,6 +187,7 @@ class Stack:
             self._cloud.ministack_url, self._remembered.pool_id, self._mailbox, run_trigger=self._run_trigger
         )
         self._front.start()
+        self._sink.start()
         ensure_triggers(self._cloud, self._template, self._front.url + TRIGGERS_PATH)
         self._upstream_url, upstream_key = claude.result()
         self._local = self._template.local(self._bindings(), longest_seconds=self._options.longest_seconds)
@@ -281,6 +285,7 @@ class Stack:
         for variable, value in (
             ("STRIPE_SECRET_KEY_PARAMETER", stripe.key),
             ("STRIPE_WEBHOOK_SECRET_PARAMETER", stripe.webhook),
+            ("OPERATOR_WEBHOOK_SECRET_PARAMETER", self._sink.secret),
         ):
             for name in {each.environment.get(variable) for each in self._local.functions.values()} - {None, ""}:
                 ensure_secret(ssm, str(name), value)
@@ -301,6 +306,7 @@ class Stack:
             "AWS_ENDPOINT_URL_SSM": self._cloud.ministack_url,
             "AWS_ENDPOINT_URL_COGNITO_IDENTITY_PROVIDER": self._front.url,
             "AWS_ENDPOINT_URL_SQS": self._cloud.ministack_url,
+            "AWS_ENDPOINT_URL_SESV2": self._sink.url,
             "COGNITO_JWKS_URL": self._jwks_url(),
             **self._stripe.overrides(),
         }
@@ -406,6 +412,8 @@ class Stack:
                 return pages.openapi_document()
             case "GET", "mail.json":
                 return self._mailbox.document()
+            case "GET", "notices.json":
+                return self._sink.document()
             case "GET", "billing.json":
                 model = common_model(self._catalog, self._users)
                 return await asyncio.to_thread(self._stripe.document, self._users, model)
@@ -419,6 +427,8 @@ class Stack:
         match path.split("/"):
             case ["schedules"]:
                 return {"runs": [self.run_now(item) for item in self._local.schedules]}
+            case ["notices", "deliver"]:
+                return next((self.run_now(item) for item in self._local.schedules if _is_minutely(item)), None)
             case ["recycle"]:
                 for host in self._hosts.values():
                     host.recycle()
@@ -437,8 +447,8 @@ class Stack:
         for schedule in self._local.schedules:
             self.run_now(schedule)
 
-    def run_now(self, schedule: Schedule) -> dict[str, Any]:
-        """Runs a scheduled function once and says what came of it."""
+    def run_now(self, schedule: Schedule, *, silently: bool = False) -> dict[str, Any]:
+        """Runs a scheduled function once and says what came of it; `silently`: only if anything did."""
         begun_at = time.monotonic()
         event = schedule_event(schedule, datetime.now(UTC), str(uuid4()))
         result: dict[str, Any] = {"schedule": schedule.name}
@@ -447,6 +457,8 @@ class Stack:
                 result["result"] = json.loads(part.payload or b"null")
             elif isinstance(part, Failed):
                 result["error"] = f"{part.error_type}: {part.message}"
+        if silently and "error" not in result and not any(_figures(result)):
+            return result
         label = self._local.functions[schedule.function].label
         shown = result.get("error") or json.dumps(result.get("result"))
         seconds = time.monotonic() - begun_at
@@ -468,6 +480,7 @@ class Stack:
         empty_queues(self._cloud, self._queues)
         self._stripe.close_shop()
         self._mailbox.clear()
+        self._sink.clear()
         self._seed()
         for host in self._hosts.values():
             host.recycle()
@@ -479,7 +492,7 @@ class Stack:
             # Short sleeps: a laptop that was closed meanwhile must not be late by its own absence.
             while datetime.now(UTC) < due:
                 await asyncio.sleep(min(30.0, max(0.05, (due - datetime.now(UTC)).total_seconds())))
-            await asyncio.to_thread(self.run_now, schedule)
+            await asyncio.to_thread(self.run_now, schedule, silently=_is_minutely(schedule))
 
     async def _watch_code(self) -> None:
         watch = CodeWatch(ROOT / "functions", ROOT / "layers")
@@ -531,6 +544,10 @@ class Stack:
         stamp = f"{datetime.now().astimezone():%H:%M:%S}"
         self._screen.line(f" {stamp} MAIL {mail.to}  {mail.text}  {self._screen.paint('dim', self.url + '/_dev/mail')}")
 
+    def _on_notice(self, line: str) -> None:
+        stamp = f"{datetime.now().astimezone():%H:%M:%S}"
+        self._screen.line(f" {stamp} NOTICE {line}  {self._screen.paint('dim', self.url + '/_dev/notices')}")
+
     def _on_line(self, function: Function, journey: Journey | None, text: str) -> None:
         """Keeps every line in a file; shows those that somebody should see."""
         with self._log_files, (self._options.log_dir / f"{function.label}.log").open("a") as file:
@@ -559,6 +576,7 @@ class Stack:
         self._close_hosts()
         if self._front is not None:
             self._front.close()
+        self._sink.close()
         self._processes.stop_all()
         self._stripe.close()
         self._listener.close()
@@ -566,3 +584,14 @@ class Stack:
     def _close_hosts(self) -> None:
         for host in self._hosts.values():
             host.close()
+
+
+def _is_minutely(schedule: Schedule) -> bool:
+    """The delivery of notices. A line a minute about nothing would hide the lines that matter."""
+    return schedule.expression == "rate(1 minute)"
+
+
+def _figures(result: dict[str, Any]) -> list[int]:
+    """What a run counted."""
+    counted = result.get("result") or {}
+    return [value for value in counted.values() if isinstance(value, int) and not isinstance(value, bool)]

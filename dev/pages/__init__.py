@@ -1,4 +1,4 @@
-"""What the local stack shows in a browser: the API's documentation, mail and billing. No page asks another host."""
+"""What the local stack shows in a browser: docs of the API, mail, billing and notices. No page asks another host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = Path(__file__).parent
-NAMES: Final = frozenset({"billing", "docs", "mail"})
+NAMES: Final = frozenset({"billing", "docs", "mail", "notices"})
 ROOT: Final = FOLDER.parent.parent
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "

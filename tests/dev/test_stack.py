@@ -123,7 +123,7 @@ def raw(stack: RunningStack, path: str) -> tuple[str, str, str]:
         return headers["content-type"], headers["content-security-policy"], response.read().decode()
 
 
-@pytest.mark.parametrize("path", ["/docs", "/_dev/mail", "/_dev/billing"])
+@pytest.mark.parametrize("path", ["/docs", "/_dev/mail", "/_dev/billing", "/_dev/notices"])
 def test_a_page_brings_all_it_needs_and_may_ask_nobody_else(stack: RunningStack, path: str) -> None:
     kind, policy, text = raw(stack, path)
     assert kind.startswith("text/html")
@@ -203,6 +203,21 @@ def test_the_scheduled_function_runs_when_asked(stack: RunningStack) -> None:
     runs = stack.run_schedules()
     assert not [run for run in runs if "error" in run]
     assert line_about(stack, "SCHEDULE usage_reset")
+
+
+def test_a_passed_threshold_reaches_operator_and_user(stack: RunningStack) -> None:
+    stack.reset()
+    ask(stack, stack.near_quota_key)
+    assert stack.deliver_notices() == {"delivered": 2, "put_off": 0, "dead": 0, "untried": 0, "complete": True}
+    rows = get(stack, "/_dev/notices.json")[1]["data"]
+    told = {row["notice"]["data"]["threshold_percent"] for row in rows if row["kind"] == "webhook"}
+    [mail] = [row for row in rows if row["kind"] == "mail"]
+    assert told == {75, 90}
+    assert (mail["to"], mail["from"]) == ("nearly@example.com", "no-reply@example.com")
+    assert mail["subject"] == "You have used 99 % of the tokens of your Free plan"
+    assert line_about(stack, "NOTICE", "nearly@example.com", "/_dev/notices")
+    stack.reset()
+    assert get(stack, "/_dev/notices.json")[1]["data"] == []
 
 
 def test_a_reset_brings_the_demo_data_back_with_the_same_keys(stack: RunningStack) -> None:

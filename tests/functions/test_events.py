@@ -16,11 +16,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import botocore.handlers
-import botocore.session
 import pytest
 from moto import mock_aws
 
@@ -28,6 +26,7 @@ from dev.fake_claude import FakeClaude
 from tests.support.billing_function import RETURN_URL, SECRET_KEY, stripe_world, sync_plans
 from tests.support.fake_cognito import FakeCognito
 from tests.support.lambda_context import LambdaContext
+from tests.support.moto_table import aws_session, read_descriptions_once
 from tests.support.sam import ROOT, environment_of, functions_of, load_template, rights_of, role_of, table_definition
 from tests.support.stripe_wire import StripeWire, stripe_wire
 from tollgate.catalog.loader import load_catalog
@@ -240,17 +239,12 @@ def pool() -> Iterator[FakeCognito]:
         yield pool
 
 
-@cache
-def own_session() -> botocore.session.Session:
-    """Shared by the tests' own clients: reading AWS's service descriptions takes longer than a test."""
-    return botocore.session.get_session()
-
-
 @pytest.fixture
 def deploy(
     monkeypatch: pytest.MonkeyPatch, claude: FakeClaude, pool: FakeCognito, stripe: StripeWire
 ) -> Iterator[Callable[[str], Deployment]]:
     """Deploys a function: its environment, its table, its secrets, a fresh container."""
+    read_descriptions_once(monkeypatch)
     with mock_aws():
 
         def deploy_function(name: str) -> Deployment:
@@ -292,7 +286,7 @@ def _end_container() -> None:
 
 def _prepare(environ: dict[str, str]) -> str:
     """Makes the table, the secrets and one user's API key; the key."""
-    session = own_session()
+    session = aws_session()
     client = hot_path_client("us-east-1", session=session)
     client.create_table(**table_definition(TEMPLATE))
     ssm = cast("SSMClient", session.create_client("ssm", region_name="us-east-1"))

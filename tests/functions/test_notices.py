@@ -57,8 +57,8 @@ def test_what_is_noted_is_told_to_the_operator_and_mailed_to_the_user(
         monkeypatch.setenv("OPERATOR_WEBHOOK_URL", f"{operator.url}/hooks")
         monkeypatch.setenv("OPERATOR_WEBHOOK_SECRET_PARAMETER", PARAMETER)
         monkeypatch.setenv("MAIL_FROM", "no-reply@example.com")
-        assert run() == {"delivered": 1, "put_off": 0, "dead": 0, "complete": True}
-        assert run() == {"delivered": 0, "put_off": 0, "dead": 0, "complete": True}
+        assert run() == {"delivered": 1, "put_off": 0, "dead": 0, "untried": 0, "complete": True}
+        assert run() == {"delivered": 0, "put_off": 0, "dead": 0, "untried": 0, "complete": True}
         [request] = operator.requests
     head, _, body = request.partition(b"\r\n\r\n")
     headers = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.ledger_world import START
 from tests.support.scripted_http import Behaviour, ScriptedServer, answer
-from tollgate.domain.notices import NotDeliveredError, QuotaShare, QuotaUnit, UsageNotice
+from tollgate.domain.notices import NotDeliveredError, NoticeRefusedError, QuotaShare, QuotaUnit, UsageNotice
 from tollgate.domain.periods import period_at
 from tollgate.domain.plans import PeriodKind
 from tollgate.edge.stripe_signatures import verify
@@ -100,6 +100,19 @@ def test_has_arrived_when_answered_so(status: str) -> None:
 def test_has_not_arrived_when_answered_otherwise(status: str) -> None:
     with pytest.raises(NotDeliveredError, match=status[:3]):
         deliver(answer(b"", status))
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        *[(status, True) for status in ("400 Bad", "409 Known", "413 Large", "422 What")],
+        *[(status, False) for status in ("302 Found", "401 No", "404 None", "429 Slow down", "500 Broken")],
+    ],
+)
+def test_some_answers_are_about_this_notice_and_the_others_about_the_address(status: str, refused: bool) -> None:
+    with pytest.raises(NotDeliveredError) as caught:
+        deliver(answer(b"", status))
+    assert isinstance(caught.value, NoticeRefusedError) == refused
 
 
 def test_a_redirect_is_not_followed() -> None:

@@ -7,6 +7,10 @@ an upstream text) never travels with it.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tollgate.domain.ledger import Meter
 
 
 class TollgateError(Exception):
@@ -94,8 +98,11 @@ class QuotaExceededError(TollgateError):
         needed_tokens: int,
         resets_at: datetime,
         error_code: str | None = None,
+        meter: Meter | None = None,
     ) -> None:
+        """`meter`: as it stood when it refused; None where no meter did."""
         super().__init__(public_message, error_code=error_code)
+        self.meter = meter
         self.remaining_tokens = remaining_tokens
         self.needed_tokens = needed_tokens
         self.resets_at = resets_at

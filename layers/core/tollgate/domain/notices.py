@@ -24,6 +24,10 @@ class NotDeliveredError(Exception):
     """A notice did not arrive, or nobody knows whether it did. Its text is ours, and fit for a log."""
 
 
+class NoticeRefusedError(NotDeliveredError):
+    """The other side answers, and does not take this one notice: that says nothing about any other."""
+
+
 class QuotaUnit(StrEnum):
     """What a quota counts."""
 

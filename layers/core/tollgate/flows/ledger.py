@@ -618,6 +618,7 @@ def _refuse_budget(limits: KeyLimits, meter: Meter, needed_tokens: int) -> NoRet
         needed_tokens=needed_tokens,
         resets_at=period.end_at,
         error_code="key_budget_exceeded",
+        meter=meter,
     )
 
 
@@ -657,4 +658,5 @@ def _refuse_quota(plan: Plan, meter: Meter, ask: Ask, reason: str) -> NoReturn:
         needed_tokens=ask.amount_tokens,
         resets_at=period.end_at,
         error_code="quota_exceeded" if without_overage else "overage_cap_reached",
+        meter=meter,
     )

@@ -1,8 +1,9 @@
 """Notice that a user has passed a usage threshold: after the answer, once, and never in anybody's way.
 
 The claude function only writes that down; `tollgate.flows.deliver_notices` tells people. What is not written, because
-the process died after the settlement or the table did not answer, is found at the user's next settlement: the meter
-still says it.
+the process died after the settlement or the table did not answer, is found at the user's next call: the meter still
+says it, whether that call is settled or a quota refuses it. So is what no call of the user's has passed: a sweep that
+charged crashed calls, a change to a smaller plan.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class UsageThresholds:
         """The highest threshold that is noted, with all below it."""
 
     def note(self, standing: Standing) -> None:
-        """A call has ended and its user stands like this. Raises nothing."""
+        """A call has ended, or a quota has refused it, and its user stands like this. Raises nothing."""
         for share in quota_shares(standing.meter):
             passed = passed_thresholds(share, self._thresholds_percent)
             if passed:

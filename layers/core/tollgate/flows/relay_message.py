@@ -97,7 +97,7 @@ class MessageRelay:
     ) -> None:
         """Never raising: `note_active` is told while upstream works on a call on which meter it is held. Told when all
         else is done: `note_use` the caller of every call that was served, `note_standing` how the caller stands after
-        every call that upstream may have seen.
+        every call that upstream may have seen, and after one that a quota refused.
         """
         self.accounts = accounts
         self.catalog = catalog
@@ -144,6 +144,11 @@ class MessageRelay:
                     return self._admit_to(account, call, request, now_seconds)
             except StaleAccountError:
                 stale = True
+            except QuotaExceededError as error:
+                # What a sweep charged or a smaller plan made of it is told here, for no settlement may follow.
+                if error.meter is not None:
+                    self.note_standing(Standing(account, error.meter))
+                raise
         raise StoreUnavailableError("The plan of this account is being changed. Try again.")
 
     def _admit_to(self, account: Account, call: MessageCall, request: MessageRequest, now_seconds: float) -> Admission:

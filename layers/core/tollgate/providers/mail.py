@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-from tollgate.domain.notices import NotDeliveredError, QuotaUnit, UsageNotice
+from tollgate.domain.notices import NotDeliveredError, NoticeRefusedError, QuotaUnit, UsageNotice
 
 if TYPE_CHECKING:
     import botocore.session
 
 UNSUBSCRIBE: Final = "To get no such mail, set usage_emails to false in your preferences."
+REFUSES_ONE_MAIL: Final = frozenset({"MessageRejected", "BadRequestException"})
+"""SES's codes about a single mail or its recipient, such as an address that the sandbox does not know. Every other
+code is about the account, the sender or SES itself, and the next mail would meet it too."""
 
 
 class MailClient(Protocol):
@@ -40,7 +43,7 @@ class SesMailer:
         self._sender = sender
 
     def send(self, notice: UsageNotice, plan_name: str, advice: str, address: str) -> None:
-        """Raises NotDeliveredError, whose text names no address."""
+        """Raises NotDeliveredError (NoticeRefusedError: this mail alone), whose text names no address."""
         subject, lines = message(notice, plan_name, advice)
         try:
             self._client.send_email(
@@ -57,7 +60,11 @@ class SesMailer:
                 EmailTags=[{"Name": "tollgate-notice", "Value": notice.id}],
             )
         except ClientError as error:
-            raise NotDeliveredError(f"SES refused: {error.response.get('Error', {}).get('Code', 'unnamed')}") from error
+            code = error.response.get("Error", {}).get("Code", "unnamed")
+            kind = NoticeRefusedError if code in REFUSES_ONE_MAIL else NotDeliveredError
+            raise kind(f"SES refused: {code}") from error
+        except ParamValidationError as error:
+            raise NoticeRefusedError("SES cannot be asked to send this mail") from error
         except BotoCoreError as error:
             raise NotDeliveredError(f"SES did not answer: {type(error).__name__}") from error
 

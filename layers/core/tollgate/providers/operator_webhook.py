@@ -19,11 +19,13 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
-from tollgate.domain.notices import NotDeliveredError, UsageNotice
+from tollgate.domain.notices import NotDeliveredError, NoticeRefusedError, UsageNotice
 
 SIGNATURE_HEADER: Final = "tollgate-signature"
 SECONDS: Final = 5
 """For connecting, and again for each silence after that."""
+REFUSES_ONE_NOTICE: Final = frozenset({400, 409, 413, 422})
+"""Answers about what was sent. Every other failure is the address's own, and the next notice would meet it too."""
 
 
 class OperatorWebhook:
@@ -35,9 +37,10 @@ class OperatorWebhook:
         self._stage = stage
 
     def send(self, notice: UsageNotice, at: datetime) -> None:
-        """Deliver one notice; `at` is the time in the signature. Raises NotDeliveredError unless answered 2xx.
+        """Deliver one notice; `at` is the time in the signature.
 
-        Raises UpstreamUnavailableError when our own secret cannot be read.
+        Raises NotDeliveredError unless answered 2xx (NoticeRefusedError: this notice alone was refused), and
+        UpstreamUnavailableError when our own secret cannot be read.
         """
         body = json.dumps(notice_document(notice, self._stage), separators=(",", ":")).encode()
         headers = {
@@ -48,7 +51,8 @@ class OperatorWebhook:
         }
         status = self._post(body, headers)
         if not 200 <= status < 300:
-            raise NotDeliveredError(f"the operator's address answered {status}")
+            kind = NoticeRefusedError if status in REFUSES_ONE_NOTICE else NotDeliveredError
+            raise kind(f"the operator's address answered {status}")
 
     def _post(self, body: bytes, headers: dict[str, str]) -> int:
         encrypted = self._url.scheme == "https"

@@ -2,7 +2,8 @@
 
 PK `TENANT#<t>#USER#<u>`, SK `NOTICE#<period>#<unit>#<percent>`. That the item is there is what makes a threshold pass
 once in a period. While it waits it stands in the index under `NOTICES#<shard>`, by the instant at which it is due; who
-takes it moves that instant on, and only one can, because the old one is the condition. What was given up stands under
+takes it moves that instant on, and only one can, because the old one is the condition. The entry also says where it has
+still to go, so what waits for something that is down is passed over without a write. What was given up stands under
 `NOTICES#DEAD` until somebody looks.
 """
 
@@ -38,6 +39,17 @@ if TYPE_CHECKING:
 SHARDS: Final = 4
 """What waits is spread over this many partitions of the index: a minute's notices of millions of users."""
 KEPT_AFTER_PERIOD: Final = timedelta(days=90)
+LEASE: Final = timedelta(seconds=120)
+"""Longer than the function may run: who has taken a notice is dead before somebody else may."""
+
+
+class Channel(StrEnum):
+    """A way to tell somebody, up or down as a whole."""
+
+    WEBHOOK = "webhook"
+    """To the operator."""
+    MAIL = "mail"
+    """To the user."""
 
 
 class NoticeState(StrEnum):
@@ -58,6 +70,12 @@ class DueNotice:
     sk: str
     due: str
 
+    @property
+    def left(self) -> frozenset[Channel]:
+        """Where it has still to go, as far as the entry knows: everywhere, if it does not say."""
+        named = self.due.split("#")[1].split("+")
+        return frozenset(channel for channel in Channel if channel in named) or frozenset(Channel)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredNotice:
@@ -68,8 +86,20 @@ class StoredNotice:
     attempts: int
     """Begun, this one included."""
     state: NoticeState = NoticeState.WAITING
-    webhook_sent: bool = False
-    mail_sent: bool = False
+    left: frozenset[Channel] = frozenset(Channel)
+    """Where it has still to go."""
+    waits_since: datetime | None = None
+    """When it was made to wait again, after it had been given up; None: it has waited since it was noticed."""
+    begun_at: datetime | None = None
+    """The first attempt since then; None: nobody has taken it."""
+
+    @property
+    def webhook_sent(self) -> bool:
+        return Channel.WEBHOOK not in self.left
+
+    @property
+    def mail_sent(self) -> bool:
+        return Channel.MAIL not in self.left
 
 
 class Notices:
@@ -127,14 +157,18 @@ class Notices:
                 return
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
-    def take(self, entry: DueNotice, until: datetime) -> StoredNotice | None:
-        """Begin an attempt: nobody else takes it before `until`. None when somebody was first."""
-        due = _due(until, entry.pk)
+    def take(self, entry: DueNotice, now: datetime) -> StoredNotice | None:
+        """Begin an attempt: nobody else takes it until the lease is over. None when somebody was first."""
         changed = self._change(
             entry,
-            "SET GSI1SK = :until, attempts = attempts + :one",
+            "SET GSI1SK = :until, attempts = attempts + :one, begun_at = if_not_exists(begun_at, :now)",
             "GSI1SK = :seen AND GSI1PK <> :dead",
-            {":until": s(due), ":one": n(1), ":dead": s(_DEAD_PK)},
+            {
+                ":until": s(_due(now + LEASE, entry.left, entry.pk)),
+                ":one": n(1),
+                ":now": n(epoch_seconds(now)),
+                ":dead": s(_DEAD_PK),
+            },
         )
         return None if changed is None else _from_item(plain(changed))
 
@@ -152,9 +186,12 @@ class Notices:
         )
 
     def put_off(self, taken: StoredNotice, until: datetime) -> bool:
-        """Not all are told: another attempt from `until` on; False as in `finish`."""
-        values = _sent(taken) | {":until": s(_due(until, taken.entry.pk))}
-        update = "SET GSI1SK = :until, webhook_sent = :webhook, mail_sent = :mail"
+        """Not all are told: due again from `until` on, with as many attempts as `taken` says; False as in `finish`."""
+        values = _sent(taken) | {
+            ":until": s(_due(until, taken.left, taken.entry.pk)),
+            ":attempts": n(taken.attempts),
+        }
+        update = "SET GSI1SK = :until, attempts = :attempts, webhook_sent = :webhook, mail_sent = :mail"
         return self._change(taken.entry, update, "GSI1SK = :seen", values) is not None
 
     def bury(self, taken: StoredNotice) -> bool:
@@ -175,12 +212,14 @@ class Notices:
         return (
             self._change(
                 entry,
-                "SET #state = :state, GSI1PK = :waiting, GSI1SK = :until, attempts = :none",
+                "SET #state = :state, GSI1PK = :waiting, GSI1SK = :until, attempts = :none, waits_since = :now"
+                " REMOVE begun_at",
                 "GSI1SK = :seen AND GSI1PK = :dead",
                 {
                     ":state": s(NoticeState.WAITING),
                     ":waiting": s(_waiting_pk(_shard(entry.pk))),
-                    ":until": s(_due(now, entry.pk)),
+                    ":until": s(_due(now, entry.left, entry.pk)),
+                    ":now": n(epoch_seconds(now)),
                     ":none": n(0),
                     ":dead": s(_DEAD_PK),
                 },
@@ -257,9 +296,10 @@ def _shard(pk: str) -> int:
     return crc32(pk.encode()) % SHARDS
 
 
-def _due(instant: datetime, pk: str) -> str:
+def _due(instant: datetime, left: frozenset[Channel], pk: str) -> str:
     """Sorts by time."""
-    return f"{epoch_seconds(instant):012d}#{pk}"
+    channels = "+".join(sorted(left))
+    return f"{epoch_seconds(instant):012d}#{channels}#{pk}"
 
 
 def _sent(taken: StoredNotice) -> dict[str, AttributeValueTypeDef]:
@@ -273,7 +313,7 @@ def _item(notice: UsageNotice) -> dict[str, AttributeValueTypeDef]:
         SK=_sk(notice),
         Type="Notice",
         GSI1PK=_waiting_pk(_shard(pk)),
-        GSI1SK=_due(notice.noticed_at, pk),
+        GSI1SK=_due(notice.noticed_at, frozenset(Channel), pk),
         period_start_at=epoch_seconds(notice.period.start_at),
         period_end_at=epoch_seconds(notice.period.end_at),
         plan_id=notice.plan_id,
@@ -308,6 +348,11 @@ def _from_item(item: dict[str, Any]) -> StoredNotice:
         DueNotice(item["PK"], item["SK"], item.get("GSI1SK", "")),
         attempts=item["attempts"],
         state=NoticeState(item["state"]),
-        webhook_sent=item["webhook_sent"],
-        mail_sent=item["mail_sent"],
+        left=frozenset(channel for channel in Channel if not item[f"{channel}_sent"]),
+        waits_since=_instant(item.get("waits_since")),
+        begun_at=_instant(item.get("begun_at")),
     )
+
+
+def _instant(seconds: int | None) -> datetime | None:
+    return None if seconds is None else from_epoch_seconds(seconds)
