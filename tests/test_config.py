@@ -102,6 +102,10 @@ def test_using_a_setting_that_was_not_required_is_refused() -> None:
         ("https://keys.example.com:port/jwks.json", False),
         ("https://", False),
         ("https://[::1", False),
+        ("https://keys.example.com./jwks.json", True),
+        ("https://keys..example.com/jwks.json", False),
+        (f"https://{'k' * 63}.example.com/jwks.json", True),
+        (f"https://{'k' * 64}.example.com/jwks.json", False),
     ],
 )
 def test_signing_keys_come_encrypted_or_from_this_machine(url: str, accepted: bool) -> None:

@@ -11,6 +11,7 @@ from tollgate_cli.export import export
 from tollgate_cli.keys import keys
 from tollgate_cli.margin import margin
 from tollgate_cli.requests import requests
+from tollgate_cli.summaries import summaries
 from tollgate_cli.usage import usage
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app.add_typer(events.app, name="events")
 app.add_typer(users.app, name="users")
 app.add_typer(notices.app, name="notices")
 app.add_typer(reconcile.app, name="reconcile")
-for command in (usage, keys, requests, margin, export, doctor):
+for command in (usage, summaries, keys, requests, margin, export, doctor):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ list of processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tollgate.catalog.loader import Catalog, CatalogError, load_catalog, read_catalog
+from tollgate.providers.secrets import is_one_line
 from tollgate_cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Connections:
     """`region_name` and `endpoint_url` may follow the service."""
     stripe_wire: stripe.HTTPClient | None = None
     now: Callable[[], datetime] = _now
+    pause: Callable[[float], None] = time.sleep
+    """Waits so many seconds."""
 
     def __repr__(self) -> str:
         return "Connections()"
@@ -68,6 +72,8 @@ class Connections:
             raise CommandError("--live was said, but this key is for a sandbox.")
         if not key.startswith((*_LIVE_PREFIXES, *_TEST_PREFIXES)):
             raise CommandError("This is no secret key of Stripe's: those begin with sk_ or rk_.")
+        if not is_one_line(key):
+            raise CommandError("The key for Stripe is not one line of printable ASCII; it is not shown here.")
         return key
 
     def read_parameter(self, name: str) -> str:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime, timedelta
 from heapq import merge
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from tollgate.catalog.loader import Catalog
 from tollgate.domain.principals import Profile
+from tollgate.flows.earnings import PeriodReader
+from tollgate.flows.roll_up_usage import Books
 from tollgate.storage.api_keys import ApiKeys
 from tollgate.storage.meters import Meters
 from tollgate.storage.notices import Notices
+from tollgate.storage.period_summaries import PeriodSummaries
 from tollgate.storage.requests import Requests
 from tollgate.storage.rollups import DayRollUps
 from tollgate.storage.subscriptions import Subscriptions
 from tollgate.storage.table import Table
 from tollgate.storage.users import SHARDS, Users
 from tollgate_cli.connections import Connections, read_named_catalog
-from tollgate_cli.output import CommandError, aside, failures
+from tollgate_cli.output import CommandError, UsageError, aside, failures
 
 POOL_OUTPUT: Final = "UserPoolId"
 TABLE_OUTPUT: Final = "TableName"
+EARLIEST_DAY: Final = date(2000, 1, 1)
+LATEST_DAY: Final = date(2099, 12, 31)
 
 OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "stack": (
@@ -68,14 +74,14 @@ OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 class CommandClock:
     """`tollgate.domain.sources.Clock` of this machine."""
 
-    def __init__(self, now: Callable[[], datetime]) -> None:
-        self._now = now
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
 
     def now_seconds(self) -> float:
-        return self._now().timestamp()
+        return self._connections.now().timestamp()
 
     def pause(self, wait_seconds: float) -> None:
-        time.sleep(wait_seconds)
+        self._connections.pause(wait_seconds)
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,9 @@ class Deployment:
         self.stack = stack
         self.tenant_id = tenant
         self.as_json = as_json
-        self.clock = CommandClock(connections.now)
+        self.clock = CommandClock(connections)
         self._region = region
-        self._endpoint_url = endpoint_url
+        self._endpoint_url = _checked_address(endpoint_url)
         self._table_name = table
         self._catalog_name = catalog
 
@@ -165,6 +171,16 @@ class Deployment:
     @property
     def subscriptions(self) -> Subscriptions:
         return Subscriptions(self.table)
+
+    def books(self, person: Person) -> Books:
+        """What the ledger did with a user's calls."""
+        return Books(self.meters, self.catalog, person.tenant_id, person.user_id)
+
+    @property
+    def periods(self) -> PeriodReader:
+        """What usage periods came to."""
+        summaries = PeriodSummaries(self.table)
+        return PeriodReader(self.meters, self.requests, self.days, summaries, self.catalog, self.clock)
 
     @property
     def notices(self) -> Notices:
@@ -249,5 +265,33 @@ def deployed(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def day_option(value: datetime | None, otherwise: date) -> date:
-    return otherwise if value is None else value.replace(tzinfo=UTC).date()
+def days_option(since: datetime | None, until: datetime | None, *, today: date, usual_days: int) -> tuple[date, date]:
+    """(first, last), both included, of --from and --to; so many last days when nothing is said. Raises UsageError."""
+    for name, value in (("--from", since), ("--to", until)):
+        if value is not None and not EARLIEST_DAY <= value.date() <= LATEST_DAY:
+            raise UsageError(f"{name} must be a day from {EARLIEST_DAY} to {LATEST_DAY}.")
+    last = today if until is None else until.date()
+    first = max(EARLIEST_DAY, last - timedelta(days=usual_days - 1)) if since is None else since.date()
+    if first > last:
+        raise UsageError(f"--from {first} is later than --to {last}.")
+    return first, last
+
+
+def month_option(text: str | None, now: datetime) -> str:
+    """`2026-11`; the present month when nothing is said. Raises UsageError."""
+    month = text or f"{now:%Y-%m}"
+    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month, re.ASCII):
+        raise UsageError(f"{month} is no month; write it like 2026-11.")
+    return month
+
+
+def _checked_address(url: str | None) -> str | None:
+    """As botocore takes it. Raises UsageError."""
+    try:
+        parts = urlsplit(url or "http://x")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError("--endpoint-url must be an address such as http://127.0.0.1:8000.")
+    return url

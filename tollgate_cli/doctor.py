@@ -6,8 +6,9 @@ tried, and never printed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import cached_property
@@ -19,8 +20,10 @@ import typer
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.markup import escape
 
+from tollgate.config import ConfigurationError, load_settings
 from tollgate.domain.errors import TollgateError
 from tollgate.domain.stripe_events import SNAPSHOT_TYPES
+from tollgate.providers.secrets import MAX_NAMES, is_one_line
 from tollgate.providers.stripe_client import API_VERSION
 from tollgate.providers.stripe_reports import StripeReports
 from tollgate_cli.deployment import Deployment, deployed
@@ -97,6 +100,14 @@ def _findings(name: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]
         return [Finding(Level.FAIL, name, f"{error.public_message}{f' ({told})' if told else ''}")]
 
 
+@dataclass(frozen=True)
+class _Parameter:
+    """One of SSM's, as stored."""
+
+    encrypted: bool
+    value: str = field(repr=False)
+
+
 class Patient:
     """The deployment, with what several looks need."""
 
@@ -107,6 +118,8 @@ class Patient:
     def looks(self) -> list[tuple[str, Callable[[], Iterator[Finding]]]]:
         return [
             ("stack", self.stack),
+            ("settings", self.functions),
+            ("catalog", self.catalog),
             ("table", self.table),
             ("secrets", self.secrets),
             ("sign-in", self.sign_in),
@@ -155,15 +168,26 @@ class Patient:
     def secret(self, variable: str) -> str:
         """Raises CommandError when there is none."""
         name = self.settings.get(variable)
-        found = self._read(name) if name else ""
-        if not found:
+        found = self._parameters([name]).get(name) if name else None
+        if found is None or not found.value:
             raise CommandError(f"There is no secret behind {variable}.")
-        return found
+        if not is_one_line(found.value):
+            # Nothing may be asked with it: the error would quote it.
+            raise CommandError(f"{name} is not one line of printable ASCII.")
+        return found.value
 
-    def _read(self, name: str) -> str:
-        client = self._deployment.client("ssm")
-        answer = client.get_parameters(Names=[name], WithDecryption=True)
-        return str(answer["Parameters"][0]["Value"]).strip() if answer["Parameters"] else ""
+    def _parameters(self, names: Collection[str]) -> dict[str, _Parameter]:
+        """Those that are there, by name. SSM takes ten names at once."""
+        client, wanted = self._deployment.client("ssm"), sorted(set(names))
+        answers = [
+            client.get_parameters(Names=wanted[start : start + MAX_NAMES], WithDecryption=True)
+            for start in range(0, len(wanted), MAX_NAMES)
+        ]
+        return {
+            str(each["Name"]): _Parameter(each["Type"] == "SecureString", str(each["Value"]).strip())
+            for answer in answers
+            for each in answer["Parameters"]
+        }
 
     # ---- looks
 
@@ -184,6 +208,31 @@ class Patient:
         )
         if self.settings.get("STAGE") == "prod" and self.settings.get("ALLOW_TEST_KEYS") == "true":
             yield Finding(Level.FAIL, "settings", "Test keys are accepted on prod.", "Deploy with AllowTestKeys=false.")
+
+    def functions(self) -> Iterator[Finding]:
+        """Whether each would start with its variables. Their own refusal names settings, and no value."""
+        refused: dict[str, list[str]] = {}
+        for name, variables in sorted(self.environments.items()):
+            try:
+                load_settings(variables)
+            except ConfigurationError as error:
+                refused.setdefault(str(error), []).append(name)
+        for text, names in refused.items():
+            yield Finding(Level.FAIL, "settings", f"{', '.join(names)}: {text}", "Deploy with other parameters.")
+        if not refused:
+            yield Finding(Level.OK, "settings", "every function can start with its own")
+
+    def catalog(self) -> Iterator[Finding]:
+        """By name: the path of a folder is another one here than in a function."""
+        theirs, ours = self.settings.get("CATALOG", "default"), self._deployment.catalog.name
+        yield _either(
+            theirs.rstrip("/").rpartition("/")[2] == ours,
+            "catalog",
+            f"{ours}, as in the functions",
+            f"the functions have {theirs}, this command has {ours}",
+            "Name theirs with --catalog: this command takes plans and prices from it.",
+            worst=Level.WARN,
+        )
 
     def table(self) -> Iterator[Finding]:
         table = self._deployment.table
@@ -221,18 +270,22 @@ class Patient:
         }
         if not names:
             raise CommandError("No function names a secret.")
-        client = self._deployment.client("ssm")
-        answer = client.get_parameters(Names=sorted(set(names.values())), WithDecryption=False)
-        kinds = {str(each["Name"]): str(each["Type"]) for each in answer["Parameters"]}
+        found = self._parameters(names.values())
         for variable, name in names.items():
-            if name not in kinds:
+            if name not in found:
                 # Whoever sells nothing needs no Stripe.
                 level = Level.WARN if variable in STRIPE_SECRETS else Level.FAIL
                 remedy = f"aws ssm put-parameter --type SecureString --name {name} --value …"
                 yield Finding(level, "secret", f"{name} is not there", remedy)
+            elif not is_one_line(found[name].value):
+                # What was pasted with a line end inside, or with a typographic quote. A function reads its secrets
+                # together, so that one that it refuses keeps all of them from it.
+                told = "not one line of printable ASCII" if found[name].value else "blank"
+                remedy = "Store it again, as it was given to you."
+                yield Finding(Level.FAIL, "secret", f"{name} is {told}", remedy)
             else:
-                secure = kinds[name] == "SecureString"
-                yield _either(secure, "secret", name, f"{name} is not encrypted", "Store it as SecureString.")
+                remedy = "Store it as SecureString."
+                yield _either(found[name].encrypted, "secret", name, f"{name} is not encrypted", remedy)
 
     def sign_in(self) -> Iterator[Finding]:
         client = self._deployment.client("cognito-idp")
@@ -287,6 +340,8 @@ class Patient:
             theirs = parsedate_to_datetime(date or "")
         except ValueError:
             return
+        if theirs.tzinfo is None:  # it ends in -0000, which is UTC of unknown origin
+            theirs = theirs.replace(tzinfo=UTC)
         seconds = abs((self._deployment.now - theirs).total_seconds())
         # Their text has whole seconds, and the answer took a moment.
         yield _either(
@@ -408,12 +463,16 @@ def _get(url: str, headers: dict[str, str]) -> tuple[int, str | None] | str:
     """(status, date header), or what went wrong. Redirects are not followed."""
     parts = urlsplit(url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
+    try:
+        connection = kind(parts.hostname or "", parts.port, timeout=SECONDS)
+    except (ValueError, HTTPException):
+        return "is no address"
     try:
         connection.request("GET", f"{parts.path}?{parts.query}" if parts.query else parts.path, headers=headers)
         answer = connection.getresponse()
         answer.read(1_000_000)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError, OverflowError) as error:
+        # A ValueError's text would be the header that cannot be sent, or the address.
         return f"no answer: {type(error).__name__}"
     finally:
         connection.close()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from tollgate.domain.rollups import RowKey, Sums
+from tollgate.flows.check_summaries import check_summaries
 from tollgate.flows.reconcile import (
     TOKEN_KINDS,
     Difference,
@@ -18,20 +19,24 @@ from tollgate.flows.reconcile import (
     OverageReconciler,
     Reconciler,
     UserCheck,
+    permille_of,
 )
 from tollgate.flows.reconcile import drifts as drifts_of
 from tollgate.providers.anthropic_reports import AnthropicReports, ReportError
+from tollgate.providers.secrets import is_one_line
 from tollgate.providers.stripe_meter import StripeMeter
 from tollgate.storage.overage import OverageAccounts
-from tollgate_cli.deployment import Deployment, day_option, deployed
+from tollgate.storage.period_summaries import PeriodSummaries
+from tollgate_cli.deployment import Deployment, days_option, deployed
 from tollgate_cli.figures import count, percent, table_of
-from tollgate_cli.output import FAILED, CommandError, aside, console, print_json
+from tollgate_cli.output import FAILED, CommandError, UsageError, aside, console, print_json
 from tollgate_cli.plans import KeyParameter, Live
 
 app = typer.Typer(help="Compare what must be equal. Reads only.", no_args_is_help=True)
 
 ADMIN_KEY_VARIABLE: Final = "ANTHROPIC_ADMIN_KEY"
-ADMIN_URL_VARIABLE: Final = "ANTHROPIC_BASE_URL"
+ADMIN_URL_VARIABLE: Final = "ANTHROPIC_ADMIN_BASE_URL"
+"""Not ANTHROPIC_BASE_URL: where that leads is no business of an admin key."""
 MOST_DAYS: Final = 89
 
 OnlyUser = Annotated[str | None, typer.Option("--user", help="Only this user: id or address.", metavar="USER")]
@@ -41,19 +46,23 @@ DIFFERENCE_COLUMNS = ("What", "User", "Period or day", "Figure", "By records", "
 @app.command()
 @deployed
 def ledger(deployment: Deployment, user: OnlyUser = None) -> None:
-    """Meters against request records against roll-ups, for every user."""
-    reader, checked = _reader(deployment), UserCheck()
+    """Meters against request records, roll-ups and the summaries of closed periods, for every user."""
+    reader, summaries, checked = _reader(deployment), PeriodSummaries(deployment.table), UserCheck()
     for person in deployment.each_person("Comparing", user):
         checked += reader.check(person.tenant_id, person.user_id)
+        closed = check_summaries(deployment.meters, summaries, person.tenant_id, person.user_id)
+        checked += UserCheck(tuple(closed))
     if deployment.as_json:
-        print_json(asdict(replace(checked, differences=())) | {"differences": list(map(asdict, checked.differences))})
+        told = {"differences": list(map(asdict, checked.differences)), "moving": list(map(asdict, checked.moving))}
+        print_json(asdict(replace(checked, differences=(), moving=())) | told)
     else:
-        _print_differences(checked.differences)
+        _print_differences("Differences", checked.differences, "red")
+        _print_differences("Moving: calls ended while we looked; look again at these users", checked.moving, "yellow")
         console().print(_totals(checked))
         if not checked.differences:
             console().print(
                 f"[green]No difference:[/] {checked.users:,} users, {checked.periods:,} usage periods,"
-                f" {checked.days:,} days and {checked.records:,} records agree."
+                f" {checked.days:,} days and {checked.records:,} records{' agree' if not checked.moving else ''}."
             )
     _fail_if(checked.differences)
 
@@ -99,23 +108,33 @@ def anthropic(
     since: Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], metavar="DAY")] = None,
     until: Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], metavar="DAY")] = None,
     tolerance: Annotated[int, typer.Option(min=0, max=1000, help="Permille of drift that is no difference.")] = 0,
+    key_id: Annotated[
+        list[str] | None,
+        typer.Option("--key-id", help="Only what this key of Anthropic's was used for (apikey_…).", metavar="ID"),
+    ] = None,
+    workspace_id: Annotated[
+        list[str] | None,
+        typer.Option("--workspace-id", help="Only what was used in this workspace (wrkspc_…).", metavar="ID"),
+    ] = None,
 ) -> None:
     """Our request records against Anthropic's usage report, by day (UTC) and model: needs ANTHROPIC_ADMIN_KEY."""
     admin_key = deployment.connections.environ.get(ADMIN_KEY_VARIABLE, "").strip()
     if not admin_key:
         raise CommandError(f"Set {ADMIN_KEY_VARIABLE} to an admin key of the Anthropic organisation.")
-    yesterday = deployment.now.date() - timedelta(days=1)
-    last = day_option(until, yesterday)
-    first = day_option(since, last - timedelta(days=6))
-    if not deployment.now.date() - timedelta(days=MOST_DAYS) <= first <= last:
-        raise CommandError(f"Records are kept 90 days: choose --from and --to in the last {MOST_DAYS} days.")
+    if not is_one_line(admin_key):
+        raise CommandError(f"{ADMIN_KEY_VARIABLE} is not one line of printable ASCII; it is not shown here.")
+    today = deployment.now.date()
+    first, last = days_option(since, until, today=today - timedelta(days=1), usual_days=7)
+    if first < today - timedelta(days=MOST_DAYS):
+        raise UsageError(f"Records are kept 90 days: choose --from and --to in the last {MOST_DAYS} days.")
     base_url = deployment.connections.environ.get(ADMIN_URL_VARIABLE, "https://api.anthropic.com")
     try:
-        theirs = list(AnthropicReports(lambda: admin_key, base_url).usage(first, last))
+        reports = AnthropicReports(lambda: admin_key, base_url, pause=deployment.clock.pause)
+        theirs = list(reports.usage(first, last, key_ids=key_id or (), workspace_ids=workspace_id or ()))
     except ReportError as error:
         raise CommandError(str(error)) from error
     found = drifts_of(_our_use(deployment, first, last), theirs, deployment.catalog)
-    different = [drift for drift in found if drift.differs and abs(drift.permille or 1000) > tolerance]
+    different = [drift for drift in found if drift.exceeds(tolerance)]
     if deployment.as_json:
         print_json({"days": [_drift_document(drift) for drift in found], "differences": len(different)})
     else:
@@ -132,7 +151,7 @@ def _fail_if(differences: object) -> None:
         raise typer.Exit(FAILED)
 
 
-def _print_differences(differences: tuple[Difference, ...]) -> None:
+def _print_differences(title: str, differences: tuple[Difference, ...], color: str) -> None:
     if not differences:
         return
     rows = [
@@ -147,8 +166,8 @@ def _print_differences(differences: tuple[Difference, ...]) -> None:
         )
         for each in differences
     ]
-    made = table_of(f"Differences: {len(rows)}", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
-    made.border_style = "red"
+    made = table_of(f"{title}: {len(rows)}", DIFFERENCE_COLUMNS, rows, right=DIFFERENCE_COLUMNS[4:])
+    made.border_style = color
     console().print(made)
 
 
@@ -166,6 +185,8 @@ def _totals(checked: UserCheck) -> Any:  # noqa: ANN401  a table of rich's
 def _verdict(check: OverageCheck) -> str:
     if check.differs:
         return "[red]differs[/]"
+    if check.uncounted:
+        return "not counted yet"
     return "equal" if check.told == check.owed else "not all told yet"
 
 
@@ -183,7 +204,7 @@ def _print_drifts(found: list[Drift]) -> None:
             ours, theirs = getattr(drift.ours, kind), getattr(drift.theirs, kind)
             if ours == theirs:
                 continue
-            share = int((theirs - ours) * 1000 / theirs) if theirs else None
+            share = permille_of(theirs - ours, theirs)
             rows.append(
                 (
                     drift.day.isoformat(),
@@ -199,7 +220,10 @@ def _print_drifts(found: list[Drift]) -> None:
             )
     if rows:
         console().print(table_of("Drift", columns, rows, right=columns[3:]))
-        aside().print("Calls with the same key outside of this deployment are drift too.", style="dim")
+        aside().print(
+            "Other use of the organisation is drift too: name what is yours (--key-id, --workspace-id).",
+            style="dim",
+        )
     else:
         console().print(f"[green]No drift[/] on {len(found)} days and models.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -17,6 +17,23 @@ from tollgate_cli.figures import count, moment, of_quota, rfc3339, said, table_o
 from tollgate_cli.output import CommandError, aside, console, print_json
 
 app = typer.Typer(help="Look up users.", no_args_is_help=True)
+
+PROFILE_FIELDS: Final = (
+    "user_id",
+    "tenant_id",
+    "email",
+    "email_verified",
+    "plan_id",
+    "plan_version",
+    "paid",
+    "trial",
+    "overage_blocked",
+    "overage_cap_cents",
+    "created_at",
+    "anchor_at",
+    "deleted_at",
+)
+"""Of profile_document, in order."""
 
 Named = Annotated[str, typer.Argument(help="User id or e-mail address.", metavar="USER")]
 
@@ -100,6 +117,8 @@ def _show(deployment: Deployment, person: Person) -> None:
         f" {of_quota(usage['used_requests'], usage['quota_requests'])} requests",
         "Held": f"{count(usage['reserved_tokens'])} tokens by {usage['open_reservations']} calls",
         "Written off": f"{count(usage['written_off_tokens'])} tokens",
+        "Estimated": f"{count(usage['estimated_tokens'])} tokens of {count(usage['estimated_requests'])} calls",
+        "Orphans": f"{count(usage['expired_requests'])} calls, and {count(usage['unbooked_requests'])} unbooked",
         "Overage": f"{count(usage['overage_tokens'])} tokens",
         "API keys": str(keys),
         "Notices": ", ".join(f"{each.notice.threshold_percent} % ({each.notice.period.id})" for each in notices[-6:]),
@@ -116,6 +135,7 @@ def _running(deployment: Deployment, profile: Profile) -> dict[str, Any]:
     account = Account.of(profile, plan)
     period = period_at(plan.period_kind, profile.anchor_at, deployment.now)
     meter = deployment.meters.find(account_key(account, deployment.now))
+    use = None if meter is None else deployment.periods.summary(meter)
     return {
         "period": period.id,
         "ends_at": rfc3339(period.end_at),
@@ -127,6 +147,10 @@ def _running(deployment: Deployment, profile: Profile) -> dict[str, Any]:
         "overage_tokens": 0 if meter is None else meter.overage_tokens,
         "quota_requests": account.plan.quota_requests if meter is None else meter.quota_requests,
         "used_requests": 0 if meter is None else meter.settled_requests,
+        "estimated_requests": 0 if use is None else use.estimated_requests,
+        "estimated_tokens": 0 if use is None else use.estimated_tokens,
+        "expired_requests": 0 if use is None else use.expired_requests,
+        "unbooked_requests": 0 if use is None else use.unbooked_requests,
         "used_percent": 0 if meter is None else used_percent(meter),
         "cost_picousd": 0 if meter is None else meter.cost_picousd,
     }

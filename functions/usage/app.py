@@ -34,7 +34,7 @@ from tollgate.edge.usage_views import (
 from tollgate.flows.current_usage import find_current_usage
 from tollgate.wiring import UsageTools, build_usage
 
-api: HttpApi[UsageTools] = HttpApi(build_usage)
+api: HttpApi[UsageTools] = HttpApi(build_usage, strict_queries=True)
 handler = api.handle
 
 From = Annotated[
@@ -43,7 +43,9 @@ From = Annotated[
 To = Annotated[Day | None, Query(description="Last day (UTC), included; today if not given.")]
 After = Annotated[str | None, Query(min_length=1, max_length=300, description="The last page's `next_after`.")]
 KeyId = Annotated[str | None, Query(min_length=1, max_length=64)]
-ModelId = Annotated[str | None, Query(min_length=1, max_length=100)]
+ModelId = Annotated[
+    str | None, Query(min_length=1, max_length=100, description="Asked for, or served: `model` or `served_model`.")
+]
 FILE: dict[int, OpenAPIResponse] = {
     int(HTTPStatus.OK): {
         "description": "The calls; where to go on stands in the headers `link` and `tollgate-next-after`, if it does.",

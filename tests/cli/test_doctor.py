@@ -91,6 +91,9 @@ class Deployed:
     def made(self, service: str) -> Any:  # noqa: ANN401  any of boto3's
         return aws_client(service, region_name=REGION)
 
+    def store(self, name: str, secret: str) -> object:
+        return self.ssm.put_parameter(Name=f"/tollgate/prod/{name}", Value=secret, Type="SecureString", Overwrite=True)
+
     @property
     def outputs(self) -> dict[str, str]:
         return {
@@ -148,10 +151,10 @@ class Deployed:
         )
         runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
         result = runner.invoke(app, ["doctor", "--stack", "tollgate-prod", *arguments], obj=connections)
-        for secret in SECRETS.values():
+        for secret in (*SECRETS.values(), "canary"):
             assert secret not in result.output
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "nobody foresaw" not in result.output
         return result
 
     def findings(self, level: str) -> list[tuple[str, str, str]]:
@@ -212,6 +215,44 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
         lambda it: it.variables.update(OPERATOR_WEBHOOK_URL="https://hooks.example.com/"),
         "secret",
         "operator-webhook-secret is not there",
+    ),
+    "secret of two lines": (
+        lambda it: it.store("KEY_PEPPER_PARAMETER", "pepper-canary\nanother"),
+        "secret",
+        "/tollgate/prod/KEY_PEPPER_PARAMETER is not one line of printable ASCII",
+    ),
+    "typographic secret": (
+        lambda it: it.store("STRIPE_WEBHOOK_SECRET_PARAMETER", "\u201cwhsec_canary\u201d"),
+        "secret",
+        "/tollgate/prod/STRIPE_WEBHOOK_SECRET_PARAMETER is not one line of printable ASCII",
+    ),
+    "blank secret": (
+        lambda it: (
+            it.variables.update(OPERATOR_WEBHOOK_URL="https://hooks.example.com/"),
+            it.store("operator-webhook-secret", " "),
+        ),
+        "secret",
+        "operator-webhook-secret is blank",
+    ),
+    "operator's address": (
+        lambda it: it.variables.update(OPERATOR_WEBHOOK_URL="https://a..b/x"),
+        "settings",
+        "ClaudeFunction: incomplete configuration: OPERATOR_WEBHOOK_URL must be",
+    ),
+    "setting": (
+        lambda it: it.variables.update(STRIPE_LIVEMODE="yes"),
+        "settings",
+        "STRIPE_LIVEMODE must be true or false",
+    ),
+    "Claude's address": (
+        lambda it: it.variables.update(UPSTREAM_BASE_URL="https://h:99999"),
+        "Claude",
+        "is no address",
+    ),
+    "Stripe's key of two lines": (
+        lambda it: it.store("STRIPE_SECRET_KEY_PARAMETER", "sk_test_first\nsecond-canary"),
+        "secret",
+        "/tollgate/prod/STRIPE_SECRET_KEY_PARAMETER is not one line of printable ASCII",
     ),
     "app client": (
         lambda it: it.cognito.update_user_pool_client(
@@ -278,6 +319,41 @@ def test_what_can_wait_is_a_warning_and_status_1_only_when_asked(deployed: Deplo
 def test_a_clock_that_is_off_is_told(deployed: Deployed) -> None:
     deployed.claude.behaviour = answer(b"{}", Date="Fri, 20 Nov 2026 12:01:00 GMT")
     assert "60 s off" in str(deployed.findings("warn"))
+
+
+@pytest.mark.parametrize("zone", ["GMT", "+0000", "-0000"])
+def test_a_clock_that_agrees_does_so_however_utc_is_written(deployed: Deployed, zone: str) -> None:
+    deployed.claude.behaviour = answer(b"{}", Date=f"Fri, 20 Nov 2026 12:00:01 {zone}")
+    assert deployed.findings("warn") == []
+
+
+def test_a_date_that_is_none_says_nothing_of_the_clock(deployed: Deployed) -> None:
+    deployed.claude.behaviour = answer(b"{}", Date="yesterday")
+    assert "clock" not in [about for about, _, _ in deployed.findings("ok") + deployed.findings("warn")]
+
+
+@pytest.mark.parametrize("key", ["sk-ant-canary\nsecond", "\u201csk-ant-canary\u201d", "sk-ant-canary\x7f"])
+def test_a_key_that_no_header_can_carry_is_told_and_neither_tried_nor_shown(deployed: Deployed, key: str) -> None:
+    deployed.store("UPSTREAM_API_KEY_PARAMETER", key)
+    [(about, text, _)] = deployed.findings("fail")
+    assert (about, text) == (
+        "secret",
+        "/tollgate/prod/UPSTREAM_API_KEY_PARAMETER is not one line of printable ASCII",
+    )
+    assert "Claude" in [about for about, _, _ in deployed.findings("skip")]
+    assert not [each for each in deployed.claude.requests if b"/v1/models" in each]
+    assert "sk-ant-canary" not in deployed.examine().output
+
+
+@pytest.mark.parametrize("named", ["calls", "/opt/catalogs/calls/"])
+def test_another_catalog_than_the_functions_is_a_warning(deployed: Deployed, named: str) -> None:
+    """Plans, prices and margins would be told by it."""
+    deployed.variables["CATALOG"] = named
+    [(about, text, remedy)] = deployed.findings("warn")
+    assert (about, text) == ("catalog", f"the functions have {named}, this command has default")
+    assert "--catalog" in remedy
+    assert deployed.examine("--catalog", "calls").exit_code == 0
+    assert "calls, as in the functions" in deployed.examine("--catalog", "calls").output
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from typer.testing import CliRunner, Result
 
 from dev.stripe_double.transport import InProcess
@@ -44,22 +46,31 @@ class Operator:
     def __init__(self, world: OperatorWorld) -> None:
         self.world = world
         self.environ: dict[str, str] = {"STRIPE_SECRET_KEY": STRIPE_KEY}
+        self.before_queries: Callable[..., None] | None = None
+        """What happens in the table before each query of the command."""
         self.stripe = StripeWorld(now=world.now, seed=1, webhook_secret="whsec_x", account_id="acct_1")
 
     def __call__(self, *arguments: str, width: int = 200) -> Result:
         connections = Connections(
             environ=self.environ,
-            aws_client=lambda service, **where: aws_client(service, **({"region_name": REGION} | where)),
+            aws_client=self._client,
             stripe_wire=InProcess(self.stripe),
             now=lambda: self.world.now,
+            pause=self.world.clock.pause,
         )
         runner = CliRunner(env={"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "dumb"})
         result = runner.invoke(app, [*arguments, "--table", NAME], obj=connections)
         for canary in (SECRET, ADMIN_KEY, STRIPE_KEY, hash_api_key(SECRET, b"pepper")):
             assert canary not in result.output
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        assert "nobody foresaw" not in result.output
         return result
+
+    def _client(self, service: str, **where: str) -> Any:  # noqa: ANN401  any of boto3's
+        made = aws_client(service, **({"region_name": REGION} | where))
+        if service == "dynamodb" and self.before_queries is not None:
+            made.meta.events.register("before-call.dynamodb.Query", self.before_queries)
+        return made
 
     def json(self, *arguments: str, status: int = 0) -> Any:  # noqa: ANN401  any JSON
         result = self(*arguments, "--json")
@@ -210,6 +221,100 @@ class TestRequests:
         assert rest["next_before"] is None
 
 
+class TestUnbooked:
+    """A call whose settlement the ledger never took is counted once, and charged as the orphan that became of it."""
+
+    @pytest.fixture(autouse=True)
+    def _lost(self, world: OperatorWorld) -> None:
+        world.lose_settlement("bob", 500, estimated=True)
+
+    def _exported(self, tollgate: Operator, what: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO(tollgate("export", what).stdout)))
+
+    def test_is_charged_nothing_until_it_is_swept(self, tollgate: Operator) -> None:
+        [call] = tollgate.json("requests", "bob")["requests"]
+        assert (call["kind"], call["charged_tokens"], call["written_off_tokens"]) == ("unbooked", 0, 0)
+        [day] = tollgate.json("usage", "bob")["days"]
+        assert (day["requests"], day["unbooked_requests"], day["charged_tokens"]) == (0, 1, 0)
+
+    def test_adds_up_once_when_it_is_swept(self, tollgate: Operator, world: OperatorWorld) -> None:
+        world.pass_time(minutes=5)
+        world.sweep("bob")
+        [meter] = world.meters.list_of_user("main", "bob")
+        assert (meter.settled_requests, meter.settled_tokens) == (1, 500)
+
+        told = tollgate.json("requests", "bob")
+        [call], [orphan] = told["requests"], told["orphans"]
+        assert (call["kind"], call["charged_tokens"], orphan["charged_tokens"]) == ("unbooked", 0, 500)
+        assert call["reservation_id"] == orphan["reservation_id"]
+        assert "complete" not in tollgate.says("requests", "bob")
+        assert "unbooked" in tollgate.says("requests", "bob")
+
+        [day] = tollgate.json("usage", "bob")["days"]
+        assert (day["requests"], day["expired_requests"], day["unbooked_requests"]) == (1, 1, 1)
+        assert (day["charged_tokens"], day["estimated_requests"]) == (500, 1)
+
+        calls, orphans = self._exported(tollgate, "requests"), self._exported(tollgate, "orphans")
+        assert sum(int(each["charged_tokens"]) for each in calls + orphans) == 500
+        assert [each["kind"] for each in calls] == ["unbooked"]
+
+    def test_has_its_own_charge_when_its_owner_came_late(self, tollgate: Operator, world: OperatorWorld) -> None:
+        world.pass_time(minutes=5)
+        world.sweep("bob")
+        world.plant("bob", "EXPIRED#", charged=480)
+        item = next(each for each in world.table.items() if each["SK"]["S"].startswith("EXPIRED#"))
+        item["outcome"] = {"S": "corrected"}
+        world.table.client.put_item(TableName=NAME, Item=item)
+        [call] = tollgate.json("requests", "bob")["requests"]
+        assert (call["kind"], call["charged_tokens"]) == ("request", 480)
+        [orphan] = self._exported(tollgate, "orphans")
+        assert (orphan["corrected"], orphan["charged_tokens"]) == ("True", "0")
+
+
+class TestOddOptions:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("users", "list", "--endpoint-url", "foo"), "--endpoint-url must be an address"),
+            (("users", "list", "--endpoint-url", "http://h:99999"), "--endpoint-url must be an address"),
+            (("users", "list", "--endpoint-url", "ftp://h"), "--endpoint-url must be an address"),
+            (("requests", "ada", "--before", "0001-01-01T00:00:00+23:59"), "is no instant"),
+            (("requests", "ada", "--before", "1999-12-31"), "--before must be from 2000-01-01"),
+            (("requests", "ada", "--before", "yesterday"), "is no instant"),
+            (("export", "requests", "--from", "9999-12-31"), "--from must be a day from"),
+            (("export", "requests", "--to", "0001-01-01"), "--to must be a day from"),
+            (("export", "requests", "--from", "2026-11-20", "--to", "2026-11-19"), "is later than --to"),
+            (("export", "users", "--from", "2026-11-20"), "are for requests and orphans"),
+            (("export", "users", "--json"), "--format jsonl"),
+            (("export", "users", "--output", "/nowhere/at/all.csv"), "cannot be written"),
+            (("reconcile", "anthropic", "--from", "2026-11-20", "--to", "2026-11-19"), "is later than --to"),
+            (("reconcile", "anthropic", "--from", "2026-08-01"), "Records are kept 90 days"),
+            (("margin", "--month", "2026-13"), "is no month"),
+        ],
+    )
+    def test_are_wrong_usage_and_status_2(self, tollgate: Operator, arguments: tuple[str, ...], says: str) -> None:
+        tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
+        assert says in tollgate.says(*arguments, status=2)
+
+    @pytest.mark.parametrize("first", ["2026-11-19", "2026-11-20"])
+    def test_at_the_edge_are_meant_so(self, tollgate: Operator, world: OperatorWorld, first: str) -> None:
+        use(world)
+        rows = tollgate("export", "requests", "--from", first, "--to", "2026-11-20").stdout.splitlines()
+        assert len(rows) == 1 + 3
+        assert len(tollgate("export", "requests", "--to", "2026-11-19").stdout.splitlines()) == 1
+        assert tollgate("export", "requests", "--from", "2099-12-31", "--to", "2099-12-31").exit_code == 0
+
+    def test_what_nobody_foresaw_is_named_without_its_text(self, world: OperatorWorld) -> None:
+        def broken(service: str, **_: str) -> Any:  # noqa: ANN401
+            raise ValueError(f"the header canary for {service}")
+
+        connections = Connections(environ={}, aws_client=broken, now=lambda: world.now)
+        result = CliRunner().invoke(app, ["users", "list", "--table", NAME], obj=connections)
+        assert result.exit_code == 1
+        assert "ValueError, which nobody foresaw, at test_operator.py" in " ".join(result.output.split())
+        assert "canary" not in result.output
+
+
 class TestReconcile:
     def test_the_ledger_agrees_with_itself(self, tollgate: Operator, world: OperatorWorld) -> None:
         use(world)
@@ -248,10 +353,12 @@ class TestReconcile:
         tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
         world.pass_time(days=1)
         with ScriptedServer(answer(report(uncached=990 + 1_990 + 290 + 5, output=30))) as anthropic:
-            tollgate.environ["ANTHROPIC_BASE_URL"] = anthropic.url
+            tollgate.environ["ANTHROPIC_ADMIN_BASE_URL"] = anthropic.url
             told = tollgate.json("reconcile", "anthropic", "--from", "2026-11-20", status=1)
             [request] = anthropic.requests
             tollgate.says("reconcile", "anthropic", "--from", "2026-11-20", "--tolerance", "2")
+            tollgate.says("reconcile", "anthropic", "--key-id", "apikey_1", "--key-id", "apikey_2", status=1)
+            assert b"api_key_ids%5B%5D=apikey_1&api_key_ids%5B%5D=apikey_2" in anthropic.requests[-1]
         [day] = told["days"]
         assert (day["day"], day["model"], day["drift_tokens"]) == ("2026-11-20", MODEL, 5)
         assert (day["estimated_requests"], day["orphans_of_the_day"]) == (1, 1)
@@ -273,8 +380,93 @@ class TestReconcile:
     ) -> None:
         tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
         with ScriptedServer(answer(body, status)) as anthropic:
-            tollgate.environ["ANTHROPIC_BASE_URL"] = anthropic.url
+            tollgate.environ["ANTHROPIC_ADMIN_BASE_URL"] = anthropic.url
             assert says in tollgate.says("reconcile", "anthropic", status=1)
+
+    @pytest.mark.parametrize(("behind", "status"), [(1, 0), (2, 0), (3, 1)])
+    def test_an_answer_that_asking_again_may_mend_is_asked_for_three_times(
+        self, tollgate: Operator, world: OperatorWorld, behind: int, status: int
+    ) -> None:
+        tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
+        with ScriptedServer(answer(b"{}", "429 Too Many Requests")) as anthropic:
+            tollgate.environ["ANTHROPIC_ADMIN_BASE_URL"] = anthropic.url
+            before = world.clock.seconds
+
+            def recovers(connection: socket.socket, request: bytes) -> None:
+                good = len(anthropic.requests) > behind
+                text = b'{"data": [], "has_more": false, "next_page": null}' if good else b"{}"
+                answer(text, "200 OK" if good else "429 Too Many Requests")(connection, request)
+
+            anthropic.behaviour = recovers
+            tollgate.says("reconcile", "anthropic", status=status)
+            assert len(anthropic.requests) == min(behind + 1, 3)
+        assert world.clock.seconds - before == (1, 5, 5)[behind - 1]
+
+    @pytest.mark.parametrize(
+        ("theirs", "tolerance", "status"), [(1_000, 0, 0), (1_001, 0, 1), (1_001, 1, 0), (1_002, 1, 1), (1_006, 5, 1)]
+    )
+    def test_drift_that_rounds_to_nothing_is_within_any_tolerance_but_none(
+        self, tollgate: Operator, world: OperatorWorld, theirs: int, tolerance: int, status: int
+    ) -> None:
+        """Recorded are 990 in and 10 out; the triplets stand around a permille of what Anthropic counts."""
+        world.call("ada", 1_000)
+        tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
+        world.pass_time(days=1)
+        with ScriptedServer(answer(report(uncached=theirs - 10, output=10))) as anthropic:
+            tollgate.environ["ANTHROPIC_ADMIN_BASE_URL"] = anthropic.url
+            asked = ("reconcile", "anthropic", "--from", "2026-11-20", "--tolerance", str(tolerance))
+            tollgate.says(*asked, status=status)
+
+    def test_kinds_of_tokens_do_not_make_up_for_each_other(self, tollgate: Operator, world: OperatorWorld) -> None:
+        world.call("ada", 1_000)
+        tollgate.environ["ANTHROPIC_ADMIN_KEY"] = ADMIN_KEY
+        world.pass_time(days=1)
+        with ScriptedServer(answer(report(uncached=900, output=100))) as anthropic:
+            tollgate.environ["ANTHROPIC_ADMIN_BASE_URL"] = anthropic.url
+            told = tollgate.json("reconcile", "anthropic", "--from", "2026-11-20", "--tolerance", "179", status=1)
+            assert (told["days"][0]["drift_permille"], told["differences"]) == (0, 1)
+            tollgate.says("reconcile", "anthropic", "--from", "2026-11-20", "--tolerance", "180")
+
+    @pytest.mark.parametrize("key", ["sk-ant-admin\nsecond-canary", "sk-ant-\u201ccanary\u201d", "sk-ant\x7fcanary"])
+    def test_a_key_that_no_header_can_carry_is_refused_and_never_shown(self, tollgate: Operator, key: str) -> None:
+        tollgate.environ |= {"ANTHROPIC_ADMIN_KEY": key, "ANTHROPIC_ADMIN_BASE_URL": "http://127.0.0.1:9"}
+        said = tollgate.says("reconcile", "anthropic", status=1)
+        assert "ANTHROPIC_ADMIN_KEY is not one line of printable ASCII" in said
+        assert "canary" not in said
+        tollgate.environ["STRIPE_SECRET_KEY"] = f"sk_test_{key}"
+        said = tollgate.says("reconcile", "stripe", status=1)
+        assert "is not one line of printable ASCII" in said
+        assert "canary" not in said
+
+    @pytest.mark.parametrize("address", ["foo", "http://example.com", "https://h:99999", "ftp://127.0.0.1"])
+    def test_an_admin_key_goes_nowhere_but_over_https(self, tollgate: Operator, address: str) -> None:
+        tollgate.environ |= {"ANTHROPIC_ADMIN_KEY": ADMIN_KEY, "ANTHROPIC_ADMIN_BASE_URL": address}
+        said = tollgate.says("reconcile", "anthropic", status=1)
+        assert "https" in said
+
+    def test_an_address_that_is_for_claude_gets_no_admin_key(self, tollgate: Operator) -> None:
+        with ScriptedServer(answer(b"{}")) as proxy:
+            ours = {"ANTHROPIC_BASE_URL": proxy.url, "ANTHROPIC_ADMIN_BASE_URL": "http://127.0.0.1:9"}
+            tollgate.environ |= ours | {"ANTHROPIC_ADMIN_KEY": ADMIN_KEY}
+            assert "did not answer" in tollgate.says("reconcile", "anthropic", status=1)
+            assert proxy.requests == []
+
+    def test_a_user_who_never_pauses_is_told_as_moving_and_is_no_difference(
+        self, tollgate: Operator, world: OperatorWorld
+    ) -> None:
+        """A call ends between the reading of the meter and that of the records, each time."""
+        world.call("ada", 100)
+
+        def meanwhile(params: dict[str, Any], **_: object) -> None:
+            if b"REQUEST#" in params["body"]:
+                world.call("ada", 100)
+
+        tollgate.before_queries = meanwhile
+        told = tollgate.json("reconcile", "ledger", "--user", "ada")
+        assert told["differences"] == []
+        assert {(each["figure"], each["found"] - each["expected"]) for each in told["moving"]} >= {("requests", -1)}
+        said = tollgate.says("reconcile", "ledger", "--user", "ada")
+        assert "Moving" in said
 
     def test_without_an_admin_key_it_says_so(self, tollgate: Operator) -> None:
         assert "ANTHROPIC_ADMIN_KEY" in tollgate.says("reconcile", "anthropic", status=1)
@@ -327,12 +519,35 @@ def tell_stripe(tollgate: Operator, customer: str, value: int) -> None:
     tollgate.stripe.advance(tollgate.world.now)
 
 
+def pay(
+    tollgate: Operator, world: OperatorWorld, user: str | None, cents: int, interval: str = "month"
+) -> tuple[Any, str]:
+    """Somebody buys Pro: (Stripe's client, the subscription's id). `user` None: a stranger to this deployment."""
+    client: Any = StripeConnection(lambda: STRIPE_KEY, http_client=InProcess(tollgate.stripe)).client()
+    tollgate.stripe.advance(world.now)
+    customer = client.v1.customers.create({"email": "x@example.com"}).id
+    tollgate.stripe.add_card(customer)
+    if user is not None:
+        Subscriptions(world.table).claim_customer("main", user, customer)
+    price = client.v1.prices.create(
+        {
+            "product_data": {"name": "Pro"},
+            "currency": "usd",
+            "unit_amount": cents,
+            "recurring": {"interval": interval},
+            "metadata": {"tollgate_plan": "pro", "tollgate_interval": interval},
+        }
+    )
+    subscription = client.v1.subscriptions.create({"customer": customer, "items": [{"price": price.id}]})
+    return client, subscription.id
+
+
 class TestMargin:
     def test_is_revenue_less_fees_and_claude(self, tollgate: Operator, world: OperatorWorld) -> None:
         use(world)
-        subscriber = a_subscriber(a_subscription(), version=0, tenant_id="main", user_id="ada")
-        assert Subscriptions(world.table).put(subscriber)
+        pay(tollgate, world, "ada", 2_900)
         told = tollgate.json("margin")
+        assert told["prices"] == "paid invoices"
         pro, free = told["plans"]["pro"], told["plans"]["free"]
         assert pro["price_picousd"] == 29 * 10**12
         assert pro["fees_picousd"] == (29 * 36 * 10**9) + 30 * 10**10
@@ -347,7 +562,89 @@ class TestMargin:
     def test_of_another_month_is_empty(self, tollgate: Operator, world: OperatorWorld) -> None:
         use(world)
         assert tollgate.json("margin", "--month", "2026-10")["plans"] == {}
-        assert "is no month" in tollgate.says("margin", "--month", "10/2026", status=1)
+        assert "is no month" in tollgate.says("margin", "--month", "10/2026", status=2)
+
+    def test_of_a_paid_month_stays_when_the_subscription_ends(self, tollgate: Operator, world: OperatorWorld) -> None:
+        world.call("ada", 1_000)
+        client, subscription = pay(tollgate, world, "ada", 2_900)
+        before = tollgate.json("margin", "--month", "2026-11")["total"]
+        assert before["price_picousd"] == 29 * 10**12
+        client.v1.subscriptions.cancel(subscription)
+        world.pass_time(days=60)
+        tollgate.stripe.advance(world.now)
+        assert tollgate.json("margin", "--month", "2026-11")["total"] == before
+        assert tollgate.json("margin", "--month", "2026-12")["total"]["price_picousd"] == 0
+
+    def test_counts_who_paid_and_did_not_call(self, tollgate: Operator, world: OperatorWorld) -> None:
+        pay(tollgate, world, "ada", 2_900)
+        world.pass_time(days=40)
+        tollgate.stripe.advance(world.now)
+        for month in ("2026-11", "2026-12"):
+            told = tollgate.json("margin", "--month", month)
+            [ada] = told["users"]
+            assert (ada["user_id"], ada["plan_id"], ada["periods"]) == ("ada", "pro", 0)
+            assert ada["revenue_picousd"] == 29 * 10**12
+            assert told["plans"]["pro"]["users"] == 1
+        assert tollgate.json("margin", "--month", "2026-11", "--user", "bob")["users"] == []
+
+    def test_spreads_a_year_over_its_months_to_the_unit(self, tollgate: Operator, world: OperatorWorld) -> None:
+        pay(tollgate, world, "ada", 29_000, "year")
+        months = [f"2026-{month}" for month in (11, 12)] + [f"2027-{month:02d}" for month in range(1, 11)]
+        told = [tollgate.json("margin", "--month", month)["total"] for month in months]
+        assert sum(each["price_picousd"] for each in told) == 290 * 10**12
+        assert all(22 * 10**12 < each["price_picousd"] < 25 * 10**12 for each in told)
+        assert sum(each["fees_picousd"] for each in told) in range(1_074 * 10**10, 1_074 * 10**10 + 13)
+        for month in ("2026-10", "2027-11"):
+            assert tollgate.json("margin", "--month", month)["total"]["price_picousd"] == 0
+
+    def test_reads_every_page_of_invoices(self, tollgate: Operator, world: OperatorWorld) -> None:
+        for number in range(103):
+            world.add_user(f"user-{number:03d}")
+            pay(tollgate, world, f"user-{number:03d}", 2_900)
+        told = tollgate.json("margin")
+        assert (told["plans"]["pro"]["users"], told["total"]["price_picousd"]) == (103, 103 * 29 * 10**12)
+
+    def test_leaves_out_strangers_and_says_so(self, tollgate: Operator, world: OperatorWorld) -> None:
+        pay(tollgate, world, None, 2_900)
+        told = tollgate.json("margin")
+        assert told["total"]["price_picousd"] == 0
+        assert "1 customers paid for plans and are no users of this deployment" in tollgate.says("margin")
+
+    def test_without_stripe_is_called_an_estimate(self, tollgate: Operator, world: OperatorWorld) -> None:
+        """By today's subscriptions, also of who did not call; not of months before they were bought."""
+        del tollgate.environ["STRIPE_SECRET_KEY"]
+        for user in ("ada", "bob"):
+            subscriber = a_subscriber(a_subscription(), version=0, tenant_id="main", user_id=user)
+            assert Subscriptions(world.table).put(subscriber)
+        world.call("ada", 1_000)
+        told = tollgate.json("margin")
+        assert told["prices"] == "estimate"
+        assert "ESTIMATE" in told["notes"][0]
+        assert told["plans"]["pro"]["price_picousd"] == 2 * 29 * 10**12
+        said = tollgate.says("margin")
+        assert "prices ESTIMATED" in said
+        assert "set STRIPE_SECRET_KEY" in said
+        assert tollgate.json("margin", "--month", "2026-10")["total"]["price_picousd"] == 0
+        assert "not in this catalog" in tollgate.says("margin", "--catalog", "calls")
+
+    def test_has_the_real_cost_of_what_the_ledger_never_took(self, tollgate: Operator, world: OperatorWorld) -> None:
+        """Before the sweep, after it, when the day is rolled up, and when the period is closed."""
+        record = world.lose_settlement("bob", 500, estimated=True)
+        open_one = tollgate.json("margin")["plans"]["free"]
+        world.pass_time(minutes=5)
+        world.sweep("bob")
+        swept = tollgate.json("margin")["plans"]["free"]
+        world.pass_time(days=2)
+        world.roll_up("bob")
+        rolled = tollgate.json("margin")["plans"]["free"]
+        for told in (open_one, swept, rolled):
+            assert (told["cost_picousd"], told["unbooked_picousd"]) == (record.cost_picousd, record.cost_picousd)
+            assert (told["unbooked"], told["estimated"]) == (1, 1)
+            assert told["margin_picousd"] == -record.cost_picousd
+        assert (open_one["orphans"], swept["orphans"], rolled["orphans"]) == (0, 1, 1)
+        [period] = tollgate.json("usage", "bob")["periods"]
+        assert (period["expired_requests"], period["unbooked_requests"], period["estimated_requests"]) == (1, 1, 1)
+        assert (period["unbooked_picousd"], period["cost_picousd"]) == (record.cost_picousd, 0)
 
 
 class TestExport:
@@ -361,10 +658,32 @@ class TestExport:
         assert len(lines) == len(table) == rows
         assert list(table[0]) == list(lines[0])
 
+    @pytest.mark.parametrize("what", ["users", "periods", "requests", "orphans"])
+    def test_of_nothing_is_the_head_line_alone(self, tollgate: Operator, world: OperatorWorld, what: str) -> None:
+        use(world)
+        whole = tollgate("export", what).stdout.splitlines()
+        assert tollgate("export", what, "--tenant", "nobody").stdout.splitlines() == whole[:1]
+        assert tollgate("export", what, "--tenant", "nobody", "--format", "jsonl").stdout == ""
+
     def test_writes_no_formula_for_a_spreadsheet(self, tollgate: Operator, world: OperatorWorld) -> None:
         world.users.put_email("main", "bob", '=HYPERLINK("http://evil")@example.com')
         rows = list(csv.DictReader(io.StringIO(tollgate("export", "users").stdout)))
         assert rows[1]["email"].startswith("'=")
+
+    def test_that_breaks_off_leaves_no_file(self, tollgate: Operator, world: OperatorWorld, tmp_path: Path) -> None:
+        use(world)
+
+        def breaks(params: dict[str, Any], **_: object) -> None:
+            if b"USER#bob" in params["body"] and b"REQUEST#" in params["body"]:
+                raise EndpointConnectionError(endpoint_url="x")
+
+        file = tmp_path / "requests.csv"
+        tollgate.before_queries = breaks
+        tollgate.says("export", "requests", "-o", str(file), status=1)
+        assert not file.exists()
+        tollgate.before_queries = None
+        tollgate.says("export", "requests", "-o", str(file))
+        assert len(file.read_text().splitlines()) == 1 + 3
 
     def test_does_not_write_over_a_file_and_keeps_it_from_others(
         self, tollgate: Operator, world: OperatorWorld, tmp_path: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.subscriptions import a_subscriber, a_subscription
 from tollgate.domain.overage import BilledLine, Span, Window
 from tollgate.domain.rollups import RowKey, RowKind, Sums
 from tollgate.domain.tokens import TokenCounts
-from tollgate.flows.reconcile import Difference, OverageCheck, OverageReconciler, drifts
+from tollgate.flows.reconcile import LOOKS, PAUSE_SECONDS, Difference, OverageCheck, OverageReconciler, drifts
 from tollgate.storage.overage import OverageAccounts
 from tollgate.storage.subscriptions import Subscriptions
 
@@ -175,6 +175,60 @@ def test_a_call_that_settles_while_we_look_is_no_difference(world: OperatorWorld
     assert calls
 
 
+def always_calling(world: OperatorWorld) -> Callable[..., None]:
+    """Ada calls before each reading of her records."""
+    running: list[int] = []
+
+    def meanwhile(params: dict[str, Any], **_: object) -> None:
+        if b"REQUEST#" in params["body"] and not running:
+            running.append(1)
+            world.call("ada", 123)
+            running.clear()
+
+    return meanwhile
+
+
+def test_a_user_who_always_calls_is_looked_at_a_few_times_and_is_moving(world: OperatorWorld) -> None:
+    chaos(world)
+    before, meanwhile = world.clock.seconds, always_calling(world)
+    events = world.table.client.meta.events
+    events.register("before-call.dynamodb.Query", meanwhile)
+    try:
+        checked = world.reconciler.check("main", "ada")
+    finally:
+        events.unregister("before-call.dynamodb.Query", meanwhile)
+    assert checked.differences == ()
+    assert {(each.place, each.figure, each.found - each.expected) for each in checked.moving} >= {
+        ("2026-11", "charged_tokens", -123),
+        ("2026-11", "requests", -1),
+    }
+    assert world.clock.seconds - before == (LOOKS - 1) * PAUSE_SECONDS
+    assert differences(world) == []
+
+
+def test_what_stands_still_and_differs_is_found_though_the_rest_moves(world: OperatorWorld) -> None:
+    chaos(world)
+    rolled = world.days.find_day("main", "ada", TODAY)
+    assert rolled is not None
+    world.plant("ada", "USAGE#", remaining=96_151)
+    world.pass_time(days=31)
+    world.call("ada", 50)
+    world.plant("ada", "REQUEST#", charged_tokens=1_005)
+    meanwhile = always_calling(world)
+    events = world.table.client.meta.events
+    events.register("before-call.dynamodb.Query", meanwhile)
+    try:
+        checked = world.reconciler.check("main", "ada")
+    finally:
+        events.unregister("before-call.dynamodb.Query", meanwhile)
+    assert {(each.kind, each.place, each.figure) for each in checked.differences} == {
+        ("roll_up", "2026-11-20", "charged_tokens"),
+        ("sums", "2026-11", "remaining_tokens"),
+        ("meter", "2026-11", "charged_tokens"),
+    }
+    assert {each.place for each in checked.moving} == {"2026-12"}
+
+
 class Stripe:
     """What Stripe says, without Stripe."""
 
@@ -258,6 +312,20 @@ class TestOverage:
         Subscriptions(owing.table).put(a_subscriber(a_subscription(), version=0, user_id="ada"))
         found = self.check(owing, Stripe(0, replace(ours, quantity=quantity)))
         assert [(check.place, check.differs) for check in found] == [("all invoices", False), ("invoice in_1", differs)]
+
+    @pytest.mark.parametrize(("minutes", "differs"), [(0, False), (119, False), (120, True), (121, True)])
+    def test_an_invoice_that_was_just_finalized_is_counted_later_and_no_difference(
+        self, owing: OperatorWorld, minutes: int, differs: bool
+    ) -> None:
+        accounts = OverageAccounts(owing.table)
+        account = accounts.take("main", "ada", "me", owing.now)
+        assert account is not None
+        assert accounts.put(account, owing.now, ()) is not None
+        Subscriptions(owing.table).put(a_subscriber(a_subscription(), version=0, user_id="ada"))
+        finalized_at = owing.now - timedelta(minutes=minutes)
+        theirs = BilledLine("in_1", "sub_1", finalized_at, finalized_at, 3, final=True, finalized_at=finalized_at)
+        _, check = self.check(owing, Stripe(0, theirs))
+        assert (check.place, check.owed, check.told, check.differs) == ("invoice in_1", 0, 3, differs)
 
 
 class TestDrift:

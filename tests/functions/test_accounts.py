@@ -207,9 +207,10 @@ def test_what_mails_answers_the_same_for_everybody_and_as_slowly(
     answers = []
     for email in ("confirmed@example.com", "waiting@example.com", STRANGER):
         form = {"email": email} | ({"password": PASSWORD} if "register" in route else {})
+        auth.waits.clear()
         started = time.monotonic()
         answers.append(auth.send(route, form).told())
-        assert time.monotonic() - started >= 0.5
+        assert time.monotonic() - started + sum(auth.waits) >= 0.5
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][0] == 202
     told = {address for address, _ in pool.mail}

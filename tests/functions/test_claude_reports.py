@@ -18,6 +18,7 @@ from tests.support.claude_function import Answer, ClaudeFunction, claude_functio
 from tests.support.request_records import HAIKU, SONNET, a_record
 from tollgate.domain.tokens import TokenCounts
 from tollgate.storage.requests import RequestOutcome, Requests
+from tollgate.storage.table import attributes, user_pk
 
 USAGE, COST = "/v1/organizations/usage_report/messages", "/v1/organizations/cost_report"
 DIMENSIONS = {
@@ -110,6 +111,7 @@ class TestUsage:
         for name, value, count in (
             ("api_key_ids[]", "key_2", 1),
             ("models[]", f"{HAIKU}-20251001", 2),
+            ("models[]", HAIKU, 2),
             ("models[]", SONNET, 0),
             ("service_tiers[]", "standard", 2),
             ("workspace_ids[]", "wrkspc_1", 0),
@@ -118,6 +120,51 @@ class TestUsage:
                 function, USAGE, (name, value), starting_at=text(midnight(1)), ending_at=text(midnight())
             ).json["data"]
             assert sum(one["tollgate"]["requests"] for one in day["results"]) == count
+
+    @pytest.mark.parametrize(
+        ("path", "name", "says"),
+        [
+            (USAGE, "model", "model"),
+            (USAGE, "api_key_id[]", "api_key_id"),
+            (USAGE, "group_by[0]", "group_by[0]"),
+            (COST, "models[]", "models"),
+        ],
+    )
+    def test_refuses_a_parameter_that_it_does_not_have_by_name(
+        self, function: ClaudeFunction, path: str, name: str, says: str
+    ) -> None:
+        refused(report(function, path, (name, "x"), starting_at=text(midnight(1))), says)
+
+    @pytest.mark.parametrize(("seconds", "status"), [(-1, 400), (0, 400), (1, 200)])
+    @pytest.mark.parametrize("path", [USAGE, COST])
+    def test_ends_after_it_starts(self, function: ClaudeFunction, path: str, seconds: int, status: int) -> None:
+        end = text(midnight(2) + timedelta(seconds=seconds))
+        answer = report(function, path, starting_at=text(midnight(2)), ending_at=end)
+        assert answer.status == status
+        if status == 400:
+            refused(answer, "ending_at")
+        else:
+            assert answer.json["data"] == []
+
+    def test_counts_an_estimate_that_was_never_booked(self, function: ClaudeFunction) -> None:
+        """Its reservation is gone with its meter's sums, and the sweep's record is there."""
+        put(function, midnight(1) + timedelta(hours=1), booked=False, estimated=True, outcome=RequestOutcome.TRUNCATED)
+        key = {"PK": user_pk("main", function.user_id), "SK": "EXPIRED#2026-11#r1#n1"}
+        swept: dict[str, str | int] = {
+            "amount": 150,
+            "charged": 150,
+            "written_off": 0,
+            "outcome": "expired",
+            "Type": "ExpiredReservation",
+        }
+        swept_at = int((midnight(1) + timedelta(hours=2)).timestamp())
+        function.table.client.put_item(
+            TableName=function.table.name, Item=attributes(**key, **swept, swept_at=swept_at)
+        )
+        [day] = report(function, USAGE, starting_at=text(midnight(1)), ending_at=text(midnight())).json["data"]
+        told = day["results"][0]["tollgate"]
+        assert (told["requests"], told["charged_tokens"], told["unbooked_requests"]) == (1, 150, 1)
+        assert (told["estimated_requests"], told["estimated_tokens"]) == (1, 0)
 
     def test_pages_hold_every_bucket_once(self, function: ClaudeFunction) -> None:
         for day in range(1, 11):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,36 +17,18 @@ from tests.support.stripe_webhook_function import (
     RETURN_URL,
     SIGNING_SECRET,
     StripeWebhookFunction,
+    an_event,
+    signed,
     stripe_webhook_function,
 )
 from tollgate.domain.stripe_events import event_of
 from tollgate.storage.stripe_events import Lease, Part, StripeEvents
-
-CANARY = "canary-of-a-forger"
-Json = dict[str, Any]
 
 
 @pytest.fixture
 def function(tmp_path: Path) -> Iterator[StripeWebhookFunction]:
     with stripe_webhook_function(tmp_path) as function:
         yield function
-
-
-def signed(body: bytes, *, secret: str = SIGNING_SECRET, at: int | None = None) -> dict[str, str]:
-    seconds = int(time.time()) if at is None else at
-    made = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
-    return {"Stripe-Signature": f"t={seconds},v1={made}"}
-
-
-def an_event(**changes: Any) -> Json:  # noqa: ANN401  any JSON
-    event: Json = {
-        "id": "evt_forged",
-        "object": "event",
-        "type": "customer.subscription.updated",
-        "livemode": False,
-        "data": {"object": {"id": "sub_1", "object": "subscription", "customer": "cus_1", "name": CANARY}},
-    }
-    return event | changes
 
 
 # ---- the good way

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import json
 import time
 from collections.abc import Iterator
@@ -16,16 +14,17 @@ from tests.support.http_events import http_event
 from tests.support.lambda_context import LambdaContext
 from tests.support.stripe_webhook_function import (
     ACCOUNT,
+    CANARY,
     SIGNING_SECRET,
+    Json,
     StripeWebhookFunction,
+    an_event,
+    signed,
     stripe_webhook_function,
 )
 from tollgate.domain.stripe_events import event_of
 from tollgate.edge.stripe_signatures import TOLERANCE_SECONDS
 from tollgate.edge.stripe_webhook import BODY_BYTES_AT_MOST
-
-CANARY = "canary-of-a-forger"
-Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +35,6 @@ def function(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeWebhook
         function.world.take_events()
         function.wire.asked.clear()
         yield function
-
-
-def signed(body: bytes, *, secret: str = SIGNING_SECRET, at: int | None = None) -> dict[str, str]:
-    seconds = int(time.time()) if at is None else at
-    made = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
-    return {"Stripe-Signature": f"t={seconds},v1={made}"}
-
-
-def an_event(**changes: Any) -> Json:  # noqa: ANN401  any JSON
-    event: Json = {
-        "id": "evt_forged",
-        "object": "event",
-        "type": "customer.subscription.updated",
-        "livemode": False,
-        "data": {"object": {"id": "sub_1", "object": "subscription", "customer": "cus_1", "name": CANARY}},
-    }
-    return event | changes
 
 
 # ---- what is refused

@@ -7,9 +7,11 @@ import importlib
 import io
 import json
 import sys
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -293,6 +295,106 @@ def test_a_cursor_of_another_list_or_another_user_is_refused(get: Get, table: Co
     assert_refused(get("/usage/export", after=cursor), "after")
     for text in ("x", "....", cursor[:-2], cursor + "AAAA", "é", "A" * 300, cursor.swapcase()):
         assert_refused(get("/usage/requests", after=text), "after")
+
+
+def forged(told: object, *, subject: str = SUBJECT, raw: bytes | None = None) -> str:
+    """A cursor of the plain list, by somebody who has read how they are made: the digest has no key."""
+    filters = {"model": None, "key_id": None, "outcome": None, "first": None, "to": None}
+    of_list = json.dumps(["main", subject, "requests", sorted(filters.items())])
+    body = raw if raw is not None else json.dumps(told, separators=(",", ":")).encode()
+    digest = sha256(of_list.encode() + b"\0" + body).digest()[:8]
+    return urlsafe_b64encode(digest + body).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        ["2026-11-20T00:00:00", "req_1"],
+        ["2026-11-20", "req_1"],
+        ["2026-11-20T02:00:00+02:00", "req_1"],
+        ["2026-11-20T00:00:00Z", "req_1"],
+        ["2026-11-20T00:00:00+00:00", 5],
+        ["2026-11-20T00:00:00+00:00", None],
+        ["2026-11-20T00:00:00+00:00", ""],
+        ["2026-11-20T00:00:00+00:00", "a b"],
+        ["2026-11-20T00:00:00+00:00", "\ud800"],
+        ["2026-11-20T00:00:00+00:00", "x" * 201],
+        ["2026-11-20T00:00:00+00:00", "x", "y"],
+        ["0001-01-01T00:00:00+23:59", "x"],
+        ["9999-12-31T23:59:59-23:59", "x"],
+        ["1999-12-31T23:59:59.999999+00:00", "x"],
+        ["2100-01-01T00:00:00+00:00", "x"],
+        [5, "x"],
+        ["a"],
+        [],
+        {"2026-11-20T00:00:00+00:00": 1, "b": 2},
+        "ab",
+        5,
+        None,
+    ],
+)
+def test_a_forged_cursor_is_refused_whatever_it_holds(get: Get, table: CountedTable, told: object) -> None:
+    put(table, now() - timedelta(seconds=5))
+    _put_expired(table, 3, 4)
+    assert_refused(get("/usage/requests", after=forged(told)), "after")
+
+
+@pytest.mark.parametrize("raw", [b"", b"[", b"\xff", b"[" * 200, b'["2026-11-20T00:00:00+00:00", "a"]', b"NaN"])
+def test_a_forged_cursor_of_no_json_of_ours_is_refused(get: Get, raw: bytes) -> None:
+    assert_refused(get("/usage/requests", after=forged(None, raw=raw)), "after")
+
+
+@pytest.mark.parametrize("instant", ["2000-01-01T00:00:00+00:00", "2099-12-31T23:59:59.999999+00:00"])
+def test_a_cursor_that_somebody_made_well_shows_their_own_list_and_no_more_of_it(
+    get: Get, table: CountedTable, instant: str
+) -> None:
+    put(table, now() - timedelta(seconds=5), request_id="mine")
+    put(table, now() - timedelta(days=40), request_id="before")
+    put(table, now() - timedelta(seconds=5), request_id="theirs", user_id="eve")
+    told = [call["id"] for call in get("/usage/requests", after=forged([instant, "a"])).body["data"]]
+    assert told == (["mine"] if instant > "2050" else [])
+    assert_refused(get("/usage/requests", after=forged([instant, "a"], subject="eve")), "after")
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "names"),
+    [
+        ("/usage/requests", {"key": "key_2"}, ["key"]),
+        ("/usage/requests", {"models": "x", "limit": "5", "Outcome": "complete"}, ["Outcome", "models"]),
+        ("/usage/daily", {"group": "model"}, ["group"]),
+        ("/usage/export", {"model": HAIKU}, ["model"]),
+        ("/usage/current", {"from": "2026-11-20"}, ["from"]),
+        ("/usage/requests", {"first": "2026-11-20"}, ["first"]),
+        ("/usage/requests", {"x" * 300: "1"}, ["x" * 60]),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
+    get: Get, path: str, query: dict[str, str], names: list[str]
+) -> None:
+    answer = get(path, **query)
+    assert_refused(answer, "query.")
+    assert answer.body["error"]["message"] == f"query.{', '.join(names)}: no parameter of this route"
+
+
+def test_a_model_is_found_by_the_id_asked_for_and_by_the_one_served(get: Get, table: CountedTable) -> None:
+    put(table, now() - timedelta(seconds=1), request_id="a", model=HAIKU, served_model=f"{HAIKU}-20251001")
+    put(table, now() - timedelta(seconds=2), request_id="b", model=HAIKU, served_model=SONNET)
+    put(table, now() - timedelta(seconds=3), request_id="c", model=HAIKU, served_model=None)
+    for model, expected in ((HAIKU, ["a", "b", "c"]), (f"{HAIKU}-20251001", ["a"]), (SONNET, ["b"]), ("x", [])):
+        assert [call["id"] for call in get("/usage/requests", model=model).body["data"]] == expected
+
+
+def test_an_estimate_that_was_never_booked_is_counted_among_the_estimates(get: Get, table: CountedTable) -> None:
+    """Its counts and cost are in the sums; its charge is that of the expired call that the sweep made of it."""
+    put(table, now() - timedelta(seconds=5), booked=False, estimated=True, charged_tokens=150)
+    _put_expired(table, 150, 0)
+    for body in (get("/usage/daily").body["totals"], get("/usage/daily", group_by="key").body["totals"]):
+        assert (body["requests"], body["charged_tokens"]) == (1, 150)
+        assert body["by_kind"]["input_tokens"] == 100
+        assert body["estimated"] == {"requests": 1, "tokens": 0}
+        assert (body["unbooked"]["requests"], body["expired"]["requests"]) == (1, 1)
+    calls = get("/usage/requests").body["data"]
+    assert {call["kind"]: call["charged_tokens"] for call in calls} == {"expired": 150, "unbooked": 0}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -85,6 +85,18 @@ class OperatorWorld:
         cost = cost_picousd(found, counts, self.now)
         settled = self.ledger.settle(grant, Settlement(tokens, written_off, counts, cost))
         record = self._record(grant, counts, settled.charged_tokens, written_off, cost, estimated, model, key)
+        self.requests.put(record)
+        return record
+
+    def lose_settlement(self, user_id: str, tokens: int = 500, *, estimated: bool = False) -> RequestRecord:
+        """A call that ended while the ledger was out of reach: its record is there, its reservation stays open."""
+        grant = self.reserve(user_id, tokens)
+        counts = TokenCounts(input_tokens=tokens - 10, output_tokens=10)
+        found = self.catalog.resolve_model(MODEL)
+        assert found is not None
+        cost = cost_picousd(found, counts, self.now)
+        made = self._record(grant, counts, tokens, 0, cost, estimated, MODEL, "key_1")
+        record = replace(made, booked=False)
         self.requests.put(record)
         return record
 

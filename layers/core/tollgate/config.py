@@ -220,7 +220,10 @@ def _is_http_url(value: str) -> bool:
         parts.port  # noqa: B018  raises ValueError for a port that is no number
     except ValueError:
         return False
-    clean = not (parts.username or parts.password or parts.query or parts.fragment)
+    labels = (parts.hostname or "").removesuffix(".").split(".")
+    clean = all(0 < len(label) < 64 for label in labels) and not (
+        parts.username or parts.password or parts.query or parts.fragment
+    )
     return parts.scheme in {"http", "https"} and bool(parts.hostname) and clean
 
 

@@ -70,6 +70,8 @@ class BilledLine:
     """False: a draft, whose quantity is read again when it is made final."""
     finalizes_at: datetime | None = None
     """When a draft is made final by itself; None: an operator holds it back."""
+    finalized_at: datetime | None = None
+    """When it was made final; None of a draft."""
 
     @property
     def key(self) -> str:

@@ -172,6 +172,11 @@ class PeriodUse:
         """What the meter must have."""
         return self.requests + self.expired
 
+    @property
+    def seen(self) -> Sums:
+        """All calls that have a record: what the provider counted."""
+        return self.requests + self.unbooked
+
 
 def start_of(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)

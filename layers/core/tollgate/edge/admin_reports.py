@@ -17,9 +17,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NoReturn
 from urllib.parse import parse_qsl
 
-from tollgate.domain.errors import InvalidRequestError, StoreUnavailableError
+from tollgate.domain.errors import InvalidRequestError
 from tollgate.domain.money import PICOUSD_PER_CENT, decimal
-from tollgate.domain.rollups import RowKey, RowKind, Rows, Sums, day_of, start_of
+from tollgate.domain.rollups import RowKey, RowKind, Rows, Sums, day_of, end_of, start_of
 from tollgate.edge.errors import rfc3339
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ _WIDTHS: Final = {
     "1h": _Width(timedelta(hours=1), 24, 168),
     "1m": _Width(timedelta(minutes=1), 60, 1440),
 }
+_PARAMETERS: Final = frozenset({"starting_at", "ending_at", "bucket_width", "group_by", "limit", "page"})
+_NAMES_TOLD: Final = 5
+_NAME_LENGTH_TOLD: Final = 60
 _PAGE: Final = "page_"
 _EARLIEST: Final = datetime(2020, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2100, 1, 1, tzinfo=UTC)
@@ -133,8 +136,6 @@ def _report(
 ) -> dict[str, object]:
     rows, through_at = _rows(reports, account, asked) if asked.count else ({}, asked.since)
     whole = [start for start in asked.starts if start + asked.width.length <= through_at]
-    if asked.count and not whole:
-        raise StoreUnavailableError("There is so much use that it is still being counted. Try again.")
     has_more = asked.more or len(whole) < asked.count
     return {
         "data": [
@@ -151,11 +152,17 @@ def _report(
 
 
 def _rows(reports: UsageReports, account: Account, asked: _Asked) -> tuple[dict[datetime, Rows], datetime]:
-    """Rows by start of their bucket, and until when they are exact."""
+    """Rows by start of their bucket, and until when they are exact: to the end of one bucket at least."""
     before = asked.since + asked.count * asked.width.length
     if asked.daily:
-        last = day_of(before) - timedelta(days=1)
-        use = reports.roll_ups.days(account.tenant_id, account.user_id, day_of(asked.since), last)
+        first, last = day_of(asked.since), day_of(before) - timedelta(days=1)
+        use = reports.roll_ups.days(account.tenant_id, account.user_id, first, last)
+        if not use.exact and use.counted_through_at < end_of(first):
+            # More use in a day than one go may read: that day alone, to its end. These routes have the time.
+            use, before = (
+                reports.roll_ups.days(account.tenant_id, account.user_id, first, first, bounded=False),
+                end_of(first),
+            )
         return {start_of(day): rows for day, rows in use.rows.items()}, before if use.exact else use.counted_through_at
     if asked.since < reports.oldest_at():
         _refuse("starting_at", "hours and minutes are kept for 90 days; ask for bucket_width=1d before that")
@@ -169,13 +176,18 @@ def _rows(reports: UsageReports, account: Account, asked: _Asked) -> tuple[dict[
 def _usage_results(rows: Rows, asked: _Asked) -> list[dict[str, object]]:
     groups: dict[tuple[str | None, ...], list[tuple[RowKey, Sums]]] = {}
     for key, sums in rows.items():
-        if all(_DIMENSIONS[name](key) in wanted for name, wanted in asked.filters.items()):
+        if all(_is_one_of(key, name, wanted) for name, wanted in asked.filters.items()):
             name_of = tuple(_DIMENSIONS[name](key) for name in asked.group_by)
             groups.setdefault(name_of, []).append((key, sums))
     return [
         _usage_result(dict(zip(asked.group_by, values, strict=True)), group)
         for values, group in sorted(groups.items(), key=lambda one: tuple(value or "" for value in one[0]))
     ]
+
+
+def _is_one_of(key: RowKey, name: str, wanted: frozenset[str]) -> bool:
+    """A model is told by the id that was served, and also found by the one that was asked for."""
+    return _DIMENSIONS[name](key) in wanted or (name == "model" and key.model in wanted)
 
 
 def _usage_result(group: Mapping[str, str | None], rows: list[tuple[RowKey, Sums]]) -> dict[str, object]:
@@ -200,12 +212,13 @@ def _ours(rows: Iterable[tuple[RowKey, Sums]]) -> dict[str, int]:
     for key, sums in rows:
         of_kind[key.kind] += sums
     booked, unbooked = of_kind[RowKind.REQUEST] + of_kind[RowKind.EXPIRED], of_kind[RowKind.UNBOOKED]
+    seen = of_kind[RowKind.REQUEST] + unbooked
     return {
         "requests": booked.requests,
         "charged_tokens": booked.charged_tokens,
         "written_off_tokens": booked.written_off_tokens,
-        "estimated_requests": booked.estimated_requests,
-        "estimated_tokens": booked.estimated_tokens,
+        "estimated_requests": seen.estimated_requests,
+        "estimated_tokens": seen.estimated_tokens,
         "expired_requests": booked.expired,
         "expired_charged_tokens": of_kind[RowKind.EXPIRED].charged_tokens,
         "unbooked_requests": unbooked.requests,
@@ -255,6 +268,9 @@ def _asked(
     given: dict[str, list[str]] = {}
     for name, value in parse_qsl(raw_query, keep_blank_values=True):
         given.setdefault(name.removesuffix("[]"), []).append(value)
+    if unknown := sorted(given.keys() - _PARAMETERS - filters.keys()):
+        # A filter with a typing error would tell the use of everything.
+        _refuse(", ".join(name[:_NAME_LENGTH_TOLD] for name in unknown[:_NAMES_TOLD]), "is no parameter of this report")
     width_name = _one(given, "bucket_width") or _DAY
     if width_name not in widths:
         _refuse("bucket_width", f"must be {' or '.join(widths)}")
@@ -265,7 +281,8 @@ def _asked(
     starting_at = _one(given, "starting_at")
     if starting_at is None:
         raise InvalidRequestError("starting_at: field required", error_code="missing_field")
-    first, end = _snapped(_instant("starting_at", starting_at), width), _end(given, width, now)
+    begin = _instant("starting_at", starting_at)
+    first, end = _snapped(begin, width), _end(given, begin, width, now)
     since = _page_start(given, first, end, width)
     left = max(0, (end - since) // width.length)
     count = min(_wanted_buckets(given, width), left)
@@ -280,11 +297,16 @@ def _asked(
     )
 
 
-def _end(given: Mapping[str, list[str]], width: _Width, now: datetime) -> datetime:
+def _end(given: Mapping[str, list[str]], starting_at: datetime, width: _Width, now: datetime) -> datetime:
     """Buckets end at or before it. Without a word of the caller's, the bucket that runs is the last one."""
     ending_at = _one(given, "ending_at")
     running = _snapped(now, width) + width.length
-    return running if ending_at is None else min(running, _snapped(_instant("ending_at", ending_at), width))
+    if ending_at is None:
+        return running
+    end = _instant("ending_at", ending_at)
+    if end <= starting_at:
+        _refuse("ending_at", "must be later than starting_at")
+    return min(running, _snapped(end, width))
 
 
 def _page_start(given: Mapping[str, list[str]], first: datetime, end: datetime, width: _Width) -> datetime:

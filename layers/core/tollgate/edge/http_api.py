@@ -19,6 +19,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, ApiGatewayResolver, Response
 from aws_lambda_powertools.event_handler import exceptions as powertools_errors
 from aws_lambda_powertools.event_handler.api_gateway import Route
+from aws_lambda_powertools.event_handler.middlewares import NextMiddleware
 from aws_lambda_powertools.event_handler.middlewares.openapi_validation import OpenAPIRequestValidationMiddleware
 from aws_lambda_powertools.event_handler.openapi.exceptions import RequestValidationError
 from aws_lambda_powertools.event_handler.openapi.types import OpenAPIResponse
@@ -84,7 +85,8 @@ def refusals(*errors: type[Exception]) -> dict[int, OpenAPIResponse]:
 class HttpApi(APIGatewayHttpResolver, Generic[T]):
     """One function's routes. Nothing is built before the first request; every answer carries `request-id`."""
 
-    def __init__(self, build: Callable[[], T]) -> None:
+    def __init__(self, build: Callable[[], T], *, strict_queries: bool = False) -> None:
+        """`strict_queries`: a parameter that the route does not have is refused, as a filter it may be meant for."""
         # Debug mode answers with stack traces; an environment variable must not be able to turn it on. Without a status
         # of its own, an answer of ours that breaks its promise would be told as a mistake of the caller's.
         super().__init__(
@@ -92,7 +94,7 @@ class HttpApi(APIGatewayHttpResolver, Generic[T]):
             enable_validation=True,
             response_validation_error_http_code=HTTPStatus.INTERNAL_SERVER_ERROR,
         )
-        self._request_validation_middleware = _StrictBodies()  # type: ignore[no-untyped-call]
+        self._request_validation_middleware = _StrictRequests(strict_queries=strict_queries)
         self._build = build
         self.exception_handler(Exception)(self._refuse)
         self.not_found(self._refuse_route)
@@ -174,12 +176,26 @@ def _methods(routes: Sequence[Route], path: str) -> list[str]:
     return sorted({route.method for route in routes if route.rule.match(path)})
 
 
-class _StrictBodies(OpenAPIRequestValidationMiddleware):
+class _StrictRequests(OpenAPIRequestValidationMiddleware):
     """Reads a body as one strict JSON object, and as nothing else.
 
     Powertools' own reading takes the first item of a list for the object, forms and files for JSON, the last of two
-    equal keys, NaN, and answers 500 to what is not UTF-8.
+    equal keys, NaN, and answers 500 to what is not UTF-8. It leaves out query parameters that nobody declared: a filter
+    with a typing error would tell everything.
     """
+
+    def __init__(self, *, strict_queries: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._strict_queries = strict_queries
+
+    def handler(self, app: ApiGatewayResolver, next_middleware: NextMiddleware) -> Response[Any]:
+        if self._strict_queries:
+            known = {parameter.alias for parameter in app.context["_route"].dependant.query_params}
+            unknown = sorted((app.current_event.raw_event.get("queryStringParameters") or {}).keys() - known)
+            if unknown:
+                told = ", ".join(name[:NAME_LENGTH_TOLD] for name in unknown[:FAULTS_TOLD])
+                raise InvalidRequestError(f"query.{told}: no parameter of this route", error_code="invalid_field")
+        return super().handler(app, next_middleware)
 
     def _get_body(self, app: ApiGatewayResolver) -> dict[str, Any]:
         event = app.current_event.raw_event

@@ -32,7 +32,7 @@ class UsageOverageDocument(AnswerDocument):
 
 
 class EstimatedDocument(AnswerDocument):
-    """Calls whose end the provider never told, and what was charged for them."""
+    """Calls whose end the provider never told, and what was charged for them: nothing here where they are unbooked."""
 
     requests: Count
     tokens: Tokens
@@ -95,13 +95,18 @@ class FiguresDocument(AnswerDocument):
 
 
 class ForecastDocument(AnswerDocument):
-    """The period's end, if it goes on as it did so far: a straight line from its start through now."""
+    """The period's end, if it goes on as it did so far: a straight line through now, from the period's start or, in a
+    user's first period, from the making of the account."""
 
     method: Literal["straight_line"]
     used_tokens: Tokens
+    used_requests: Annotated[int, Field(ge=0)]
     overage: UsageOverageDocument
     cost: CostDocument
-    quota_reached_at: Annotated[Timestamp | None, Field(description="Null: not in this period, or it was before.")]
+    quota_reached_at: Annotated[
+        Timestamp | None,
+        Field(description="Of tokens or of calls, whichever is first. Null: not in this period, or it was before."),
+    ]
 
 
 class CurrentUsageDocument(UsageDocument):

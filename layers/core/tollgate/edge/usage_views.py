@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MOST_DAYS: Final = 366
 USUAL_DAYS: Final = 30
 EARLIEST_DAY: Final = date(2000, 1, 1)
+LATEST_DAY: Final = date(2099, 12, 31)
 """That can be asked for."""
 GROUPS_AT_MOST: Final = 4_000
 """Of one answer: 3 MB or so."""
@@ -39,6 +41,7 @@ EXPORT_BYTES_AT_MOST: Final = 5_000_000
 EXPORT_CALLS_AT_MOST: Final = 5_000
 MEDIA_TYPES: Final = {"csv": "text/csv; charset=utf-8; header=present", "jsonl": "application/jsonl"}
 _OUTCOMES_OF_REQUESTS: Final = ("complete", "truncated", "upstream_error", "deadline", "over_quota")
+_ID: Final = re.compile(r"[!-~]{1,200}")
 _STARTS_A_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -87,7 +90,7 @@ def _refuse(name: str, why: str) -> NoReturn:
 def current_usage_view(usage: CurrentUsage, use: PeriodUse, now: datetime) -> dict[str, object]:
     """The running period: the meter, the forecast, and what the records add up to."""
     meter = usage.meter
-    heading = None if meter is None else forecast(meter, now)
+    heading = None if meter is None else forecast(meter, now, _came_at(usage))
     return {
         **usage_view(usage),
         "cost": _cost(0 if meter is None else meter.cost_picousd),
@@ -97,6 +100,7 @@ def current_usage_view(usage: CurrentUsage, use: PeriodUse, now: datetime) -> di
         else {
             "method": "straight_line",
             "used_tokens": heading.used_tokens,
+            "used_requests": heading.used_requests,
             "overage": _overage(heading.overage_tokens, heading.overage_nanousd),
             "cost": _cost(heading.cost_picousd),
             "quota_reached_at": None if heading.quota_reached_at is None else rfc3339(heading.quota_reached_at),
@@ -104,6 +108,11 @@ def current_usage_view(usage: CurrentUsage, use: PeriodUse, now: datetime) -> di
         "recorded": _figures_of_kinds(use.requests, use.expired, use.unbooked),
         "exact": use.exact,
     }
+
+
+def _came_at(usage: CurrentUsage) -> datetime:
+    """When the account was made; not its anchor, which a subscription moves later."""
+    return usage.account.profile.created_at or usage.period.start_at
 
 
 def _cost(picousd: int) -> dict[str, object]:
@@ -163,6 +172,7 @@ def _figures(rows: Iterable[tuple[RowKey, Sums]]) -> dict[str, object]:
 
 
 def _figures_of_kinds(requests: Sums, expired: Sums, unbooked: Sums) -> dict[str, object]:
+    # Every call that has a record is in what was seen, and every one that was charged in what was booked.
     booked, seen = requests + expired, requests + unbooked
     return {
         "requests": booked.requests,
@@ -173,7 +183,7 @@ def _figures_of_kinds(requests: Sums, expired: Sums, unbooked: Sums) -> dict[str
         "web_searches": seen.web_searches,
         "web_fetches": seen.web_fetches,
         "outcomes": {name: getattr(requests, name) for name in _OUTCOMES_OF_REQUESTS},
-        "estimated": {"requests": requests.estimated_requests, "tokens": requests.estimated_tokens},
+        "estimated": {"requests": seen.estimated_requests, "tokens": seen.estimated_tokens},
         "expired": {
             "requests": expired.expired,
             "charged_tokens": expired.charged_tokens,
@@ -262,15 +272,26 @@ class Cursors:
             return None
         try:
             data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-            if self._digest(data[8:]) != data[:8]:
-                _refuse("after", "is not a cursor of this list; filters must stay as they were")
-            instant, request_id = json.loads(data[8:])
-            return RequestPosition(datetime.fromisoformat(instant), request_id)
-        except ValueError:
+            position = _position_of(json.loads(data[8:])) if self._digest(data[8:]) == data[:8] else None
+        except (ValueError, OverflowError, RecursionError):
+            position = None
+        # Anybody can compute the digest. What is not exactly as we write it is no cursor, whatever it may mean.
+        if position is None or self.text(position) != text:
             _refuse("after", "is not a cursor of this list; filters must stay as they were")
+        return position
 
     def _digest(self, body: bytes) -> bytes:
         return sha256(self._list.encode() + b"\0" + body).digest()[:8]
+
+
+def _position_of(told: object) -> RequestPosition | None:
+    """None: it is not [instant, id] with an instant that a record can have, and an id that a key can hold."""
+    if not isinstance(told, list) or [type(each) for each in told] != [str, str]:
+        return None
+    instant, request_id = datetime.fromisoformat(told[0]), told[1]
+    if instant.tzinfo is None or _ID.fullmatch(request_id) is None:
+        return None
+    return RequestPosition(instant, request_id) if EARLIEST_DAY <= day_of(instant) <= LATEST_DAY else None
 
 
 def wanted_calls(span: Span, model: str | None = None, key_id: str | None = None, outcome: str | None = None) -> Wanted:

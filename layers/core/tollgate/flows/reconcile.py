@@ -3,13 +3,15 @@
 Nothing is written. What differs is named with both figures. What is no fault but easily overlooked (orphans, estimated
 use, use that was written off) is counted beside, so that it is seen each time somebody looks.
 
-A running user's call may settle between two of our reads, so a user who seems to differ is read again.
+A running user's call may settle between two of our reads, so a user who seems to differ is read again, a few times.
+What differs then, in figures that moved all the while, is told as moving: nobody knows whether it is a difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
 from typing import Final, Protocol
@@ -35,6 +37,8 @@ FIRST_DAY: Final = date(2020, 1, 1)
 """Before any there can be."""
 TOLD_AFTER: Final = timedelta(hours=2)
 """How long after a window's end Stripe must know all of its overage: its invoice is a draft for an hour."""
+COUNTED_AFTER: Final = timedelta(hours=2)
+"""How long after an invoice is final the hourly job has counted it for sure."""
 INVOICES_BACK: Final = timedelta(days=400)
 """A year's invoices and some."""
 
@@ -64,6 +68,8 @@ class UserCheck:
     """Users, looked through."""
 
     differences: tuple[Difference, ...] = ()
+    moving: tuple[Difference, ...] = ()
+    """Seen in figures that changed while we looked: look again when the user is quiet."""
     users: int = 0
     periods: int = 0
     days: int = 0
@@ -81,9 +87,7 @@ class UserCheck:
     """Open reservations whose owner is dead for sure: the next sweep ends them."""
 
     def __add__(self, other: UserCheck) -> UserCheck:
-        names = [each.name for each in fields(UserCheck) if each.name != "differences"]
-        counts = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return UserCheck(self.differences + other.differences, **counts)
+        return UserCheck(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(UserCheck)))
 
 
 class Reconciler:
@@ -98,12 +102,21 @@ class Reconciler:
 
     def check(self, tenant_id: str, user_id: str) -> UserCheck:
         """All usage periods and days of a user that are still kept."""
-        for left in reversed(range(LOOKS)):
-            found = self._look(tenant_id, user_id)
-            if not (found.differences and left):
+        stored = self._stored(tenant_id, user_id)
+        found = self._look(stored)
+        for _ in range(LOOKS - 1):
+            if not found.differences:
                 return found
             self._clock.pause(PAUSE_SECONDS)
-        raise AssertionError("unreachable")
+            before, stored = stored, self._stored(tenant_id, user_id)
+            found = self._look(stored)
+        if not found.differences:
+            return found
+        # What stood still for two looks and the pause between them differs; of the rest, nobody can say.
+        after = self._stored(tenant_id, user_id)
+        moving = tuple(each for each in found.differences if after.moved_since(before, each))
+        differences = tuple(each for each in found.differences if each not in moving)
+        return replace(found, differences=differences, moving=moving)
 
     def use_by_day(self, tenant_id: str, user_id: str, first: date, last: date) -> Iterator[tuple[date, RowKey, Sums]]:
         """Rows of single calls from `first` to `last`, both included, from the records alone."""
@@ -114,18 +127,22 @@ class Reconciler:
             if first <= day_of(one.swept_at) <= last:
                 yield day_of(one.swept_at), RowKey(RowKind.EXPIRED, one.period_id), expired_sums(one)
 
-    def _look(self, tenant_id: str, user_id: str) -> UserCheck:
-        now = self._now()
+    def _stored(self, tenant_id: str, user_id: str) -> _Stored:
+        meters = {meter.key.period.id: meter for meter in self._meters.list_of_user(tenant_id, user_id)}
+        days = {each.day: each for each in self._days.list_days(tenant_id, user_id, FIRST_DAY, day_of(self._now()))}
+        return _Stored(tenant_id, user_id, meters, days, self._days.find_mark(tenant_id, user_id))
+
+    def _look(self, stored: _Stored) -> UserCheck:
+        now, tenant_id, user_id = self._now(), stored.tenant_id, stored.user_id
         oldest = now - timedelta(seconds=RECORD_SECONDS)
-        meters = list(self._meters.list_of_user(tenant_id, user_id))
         books = Books(self._meters, self._catalog, tenant_id, user_id)
-        stored = {each.day: each for each in self._days.list_days(tenant_id, user_id, FIRST_DAY, day_of(now))}
-        read = _Read(tenant_id, user_id, oldest, self._days.find_mark(tenant_id, user_id) or oldest, stored)
+        read = _Read(tenant_id, user_id, oldest, stored.mark or oldest, stored.days)
         for record in self._records(tenant_id, user_id, oldest, now + timedelta(hours=1)):
             read.take(record.began_at, *(books.row_of(record) or books.open_row_of(record)))
         read.take_expired(books)
+        meters = list(stored.meters.values())
         differences = (*read.compare_days(), *chain.from_iterable(map(read.compare_meter, meters)))
-        differences += tuple(read.unmetered({meter.key.period.id for meter in meters}))
+        differences += tuple(read.unmetered(stored.meters.keys()))
         return read.summary(differences, meters, now)
 
     def _records(self, tenant_id: str, user_id: str, since: datetime, before: datetime) -> Iterable[RequestRecord]:
@@ -134,6 +151,36 @@ class Reconciler:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.now_seconds(), UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a look starts from: sums that are stored, each to be compared with the records."""
+
+    tenant_id: str
+    user_id: str
+    meters: Mapping[str, Meter]
+    """By usage period."""
+    days: Mapping[date, DayRollUp]
+    mark: datetime | None
+    """All days are complete up to here; None: nothing was rolled up yet."""
+
+    def moved_since(self, before: _Stored, difference: Difference) -> bool:
+        """The figures that seem to differ are not the ones of `before`. A meter by itself is read at one instant."""
+        if difference.kind == "sums":
+            return False
+        if self.mark != before.mark:
+            return True
+        if difference.kind == "roll_up":
+            return self.day(difference.place) != before.day(difference.place)
+        return self.sums(difference.place) != before.sums(difference.place)
+
+    def day(self, text: str) -> DayRollUp | None:
+        return self.days.get(date.fromisoformat(text))
+
+    def sums(self, period_id: str) -> Sums | None:
+        meter = self.meters.get(period_id)
+        return None if meter is None else _sums_of(meter)
 
 
 @dataclass(slots=True)
@@ -217,7 +264,7 @@ class _Read:
         rows = chain.from_iterable(rolled.rows.items() for rolled in self.stored.values())
         return total(sums for key, sums in rows if key.period_id == period.id and key.kind is not RowKind.UNBOOKED)
 
-    def unmetered(self, period_ids: set[str]) -> Iterator[Difference]:
+    def unmetered(self, period_ids: AbstractSet[str]) -> Iterator[Difference]:
         """Records of a usage period that has no meter."""
         for period_id in sorted(self.booked.keys() - period_ids):
             yield from self._differ("meter", period_id, self.booked[period_id], Sums())
@@ -283,9 +330,13 @@ class OverageCheck:
     """By Stripe."""
     final: bool
     """Both must be equal; until then Stripe may be behind, and never ahead."""
+    uncounted: bool = False
+    """Finalized so shortly ago that the hourly job may not have looked since."""
 
     @property
     def differs(self) -> bool:
+        if self.uncounted:
+            return False
         return self.told != self.owed if self.final else self.told > self.owed
 
     def difference(self) -> Difference:
@@ -342,15 +393,19 @@ class OverageReconciler:
         if subscription is None:
             return
         theirs: dict[str, int] = {}
+        recent: set[str] = set()
         for line in self._stripe.list_lines(subscription.id, now - INVOICES_BACK):
             if line.final:
                 theirs[line.invoice_id] = theirs.get(line.invoice_id, 0) + line.quantity
+            if line.finalized_at is not None and now < line.finalized_at + COUNTED_AFTER:
+                recent.add(line.invoice_id)
         for invoice_id, quantity in theirs.items():
             owed = counted.get(invoice_id, 0)
-            # One that was finalized since the last look is counted at the next.
             if invoice_id in counted or quantity:
-                place = f"invoice {invoice_id}"
-                yield OverageCheck(account.tenant_id, account.user_id, place, owed, quantity, final=True)
+                # One that was finalized since the last look is counted at the next.
+                late = invoice_id in recent and invoice_id not in counted
+                place, user = f"invoice {invoice_id}", (account.tenant_id, account.user_id)
+                yield OverageCheck(*user, place, owed, quantity, final=True, uncounted=late)
 
 
 def _untold(tenant_id: str, user_id: str, meters: list[Meter], now: datetime) -> Iterator[OverageCheck]:
@@ -390,8 +445,20 @@ class Drift:
     @property
     def permille(self) -> int | None:
         """Of what Anthropic counts, rounded toward zero; None where that is nothing."""
-        whole = sum(getattr(self.theirs, name) for name in TOKEN_KINDS)
-        return None if not whole else int(self.tokens * 1000 / whole)
+        return permille_of(self.tokens, self.theirs.total_tokens)
+
+    def exceeds(self, tolerance_permille: int) -> bool:
+        """Apart by more than so much of what Anthropic counts. Kinds do not make up for each other."""
+        apart: int = sum(abs(getattr(self.theirs, name) - getattr(self.ours, name)) for name in TOKEN_KINDS)
+        return apart * 1000 > tolerance_permille * self.theirs.total_tokens
+
+
+def permille_of(part: int, whole: int) -> int | None:
+    """Rounded toward zero, exactly; None of nothing."""
+    if not whole:
+        return None
+    share = abs(part) * 1000 // whole
+    return share if part >= 0 else -share
 
 
 def drifts(

@@ -218,17 +218,19 @@ class UsageRollUps:
 
     # ---- reading
 
-    def days(self, tenant_id: str, user_id: str, first: date, last: date) -> DaysUse:
+    def days(self, tenant_id: str, user_id: str, first: date, last: date, *, bounded: bool = True) -> DaysUse:
         """The days from `first` to `last`, both included, exact to now. Days of no use have no rows.
 
-        Whole days that are not rolled up yet are, on the way.
+        Whole days that are not rolled up yet are, on the way. Not `bounded`, it is exact however much there is to read:
+        for one day, and for who has the time.
         """
+        most = self._records_at_most if bounded else None
         mark = self._roll_up_on_the_way(tenant_id, user_id)
         stored = {rolled.day: rolled for rolled in self._days.list_days(tenant_id, user_id, first, last)}
         books = Books(self._meters, self._catalog, tenant_id, user_id)
         read = _Pass(days={day: dict(rolled.rows) for day, rolled in stored.items()}, seen=stored)
         for began_at, records in self._instants(books, max(mark, start_of(first)), end_of(last)):
-            if not self._take_live(books, read, began_at, records):
+            if not self._take_live(books, read, began_at, records, most=most):
                 break
         for day in books.expired_days():
             # While their records are there, they are what counts in a day that is not whole; then, what it has stored.
@@ -279,11 +281,13 @@ class UsageRollUps:
             return mark
         return max(mark, self.roll_up_days(tenant_id, user_id, until=midnight).through_at)
 
-    def _take_live(self, books: Books, read: _Pass, began_at: datetime, records: list[RequestRecord]) -> bool:
+    def _take_live(
+        self, books: Books, read: _Pass, began_at: datetime, records: list[RequestRecord], *, most: int | None
+    ) -> bool:
         rolled = read.seen.get(day_of(began_at))
         if rolled is not None and began_at < rolled.through_at:
             return True
-        if read.records >= self._records_at_most:
+        if most is not None and read.records >= most:
             read.stopped_at = began_at
             return False
         rows = read.days.setdefault(day_of(began_at), {})

@@ -38,12 +38,13 @@ class Wanted:
     since: datetime
     before: datetime
     model: str | None = None
+    """Asked for, or served."""
     key_id: str | None = None
     outcome: str | None = None
 
     def takes(self, record: RequestRecord) -> bool:
         return (
-            self.model in (None, record.model)
+            self.model in (None, record.model, record.served_model)
             and self.key_id in (None, record.credential_id)
             and self.outcome in (None, record.outcome.value)
         )
@@ -128,7 +129,7 @@ class UsageReports:
     ) -> CallPage:
         """A page of calls, newest first, after the one named."""
         books = Books(self._meters, self._catalog, tenant_id, user_id)
-        before = after or RequestPosition(wanted.before)
+        before = min(after or RequestPosition(wanted.before), RequestPosition(wanted.before), key=_order)
         page_size = most + 1 if wanted.takes_every_record else self._read_at_once
         pages = self._requests.pages(
             tenant_id, user_id, RequestPosition(wanted.since), before, newest_first=True, page_size=page_size
@@ -155,7 +156,7 @@ class UsageReports:
         since = RequestPosition(wanted.since)
         if after is not None:
             # The first place after the one named: no name goes on with this character.
-            since = RequestPosition(after.began_at, f"{after.request_id}!")
+            since = max(since, RequestPosition(after.began_at, f"{after.request_id}!"), key=_order)
         pages = self._requests.pages(tenant_id, user_id, since, RequestPosition(wanted.before))
         records = (record for page in pages for record in page)
         found = [_told(books, record) for record in islice(records, most + 1)]

@@ -8,17 +8,26 @@ https://platform.claude.com/docs/en/manage-claude/usage-cost-api
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, timedelta
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from tollgate.domain.tokens import TokenCounts
+from tollgate.providers.secrets import is_one_line
 
 API_VERSION: Final = "2023-06-01"
 DAYS_AT_ONCE: Final = 31
 SECONDS: Final = 30
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+PAUSES: Final = (1.0, 4.0)
+"""Seconds before asking again; the report is made for being asked once a minute."""
+LONGEST_PAUSE_SECONDS: Final = 60
+"""However much longer they ask for."""
+_NO_ADDRESS: Final = "The address of Anthropic's API is none; it is like https://api.anthropic.com."
+_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
 MOST_PAGES: Final = 1_000
 """Of one report; more are an answer that never ends."""
 
@@ -27,17 +36,39 @@ class ReportError(Exception):
     """The report could not be had. Its text is ours, and names no key."""
 
 
+class _BusyError(ReportError):
+    """Asking again may help, not before `wait_seconds`."""
+
+    def __init__(self, text: str, wait_seconds: int = 0) -> None:
+        super().__init__(text)
+        self.wait_seconds = wait_seconds
+
+
 class AnthropicReports:
-    """The reports of the organisation that an admin key belongs to."""
+    """The reports of the organisation that an admin key belongs to.
 
-    def __init__(self, admin_key: Callable[[], str], base_url: str = "https://api.anthropic.com") -> None:
+    Raises ReportError, made with an address that is none, or to which the key would go in the clear.
+    """
+
+    def __init__(
+        self,
+        admin_key: Callable[[], str],
+        base_url: str = "https://api.anthropic.com",
+        *,
+        pause: Callable[[float], None],
+    ) -> None:
         self._admin_key = admin_key
-        self._base_url = urlsplit(base_url)
+        self._base_url = _address(base_url)
+        self._pause = pause
 
-    def usage(self, first: date, last: date) -> Iterator[tuple[date, str, TokenCounts]]:
+    def usage(
+        self, first: date, last: date, *, key_ids: Iterable[str] = (), workspace_ids: Iterable[str] = ()
+    ) -> Iterator[tuple[date, str, TokenCounts]]:
         """(day, model, counts) of all messages from `first` to `last`, both included. Raises ReportError.
 
-        A day of one model may come in several parts. The last five minutes are not in it yet.
+        `key_ids`, `workspace_ids`: only those with one of these keys (`apikey_…`), in one of these workspaces
+        (`wrkspc_…`); neither: of the whole organisation. A day of one model may come in several parts. The last five
+        minutes are not in it yet.
         """
         parameters = [
             ("starting_at", f"{first}T00:00:00Z"),
@@ -45,6 +76,8 @@ class AnthropicReports:
             ("bucket_width", "1d"),
             ("group_by[]", "model"),
             ("limit", str(DAYS_AT_ONCE)),
+            *(("api_key_ids[]", key_id) for key_id in key_ids),
+            *(("workspace_ids[]", workspace_id) for workspace_id in workspace_ids),
         ]
         page: str | None = None
         for _ in range(MOST_PAGES):
@@ -59,20 +92,37 @@ class AnthropicReports:
         raise ReportError("Anthropic's usage report does not end.")
 
     def _get(self, parameters: list[tuple[str, str]]) -> dict[str, Any]:
+        """A few times where that may help: reading changes nothing."""
+        for seconds in PAUSES:
+            try:
+                return self._get_once(parameters)
+            except _BusyError as error:
+                self._pause(max(seconds, error.wait_seconds))
+        return self._get_once(parameters)
+
+    def _get_once(self, parameters: list[tuple[str, str]]) -> dict[str, Any]:
         kind = HTTPSConnection if self._base_url.scheme == "https" else HTTPConnection
         connection = kind(self._base_url.hostname or "", self._base_url.port, timeout=SECONDS)
         target = f"{self._base_url.path.rstrip('/')}/v1/organizations/usage_report/messages?{urlencode(parameters)}"
-        headers = {"x-api-key": self._admin_key(), "anthropic-version": API_VERSION, "user-agent": "tollgate"}
+        admin_key = self._admin_key()
+        if not is_one_line(admin_key):
+            # The error of who tried to send it would quote it.
+            raise ReportError("The admin key cannot be sent: it is not one line of printable ASCII.")
+        headers = {"x-api-key": admin_key, "anthropic-version": API_VERSION, "user-agent": "tollgate"}
         try:
             connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
             body = answer.read()
         except (OSError, HTTPException) as error:
-            raise ReportError(f"Anthropic did not answer: {type(error).__name__}.") from error
+            raise _BusyError(f"Anthropic did not answer: {type(error).__name__}.") from error
+        except ValueError:
+            raise ReportError(_NO_ADDRESS) from None  # a host that has no name in DNS
         finally:
             connection.close()
         if answer.status in (401, 403):
             raise ReportError("Anthropic refuses this key. The report needs an admin key (sk-ant-admin…).")
+        if answer.status in _BUSY:
+            raise _BusyError(f"Anthropic answered {answer.status}.", _wait_seconds(answer.headers.get("retry-after")))
         if answer.status != 200:
             raise ReportError(f"Anthropic answered {answer.status}.")
         try:
@@ -80,6 +130,25 @@ class AnthropicReports:
         except ValueError as error:
             raise ReportError("Anthropic's answer is no JSON.") from error
         return document
+
+
+def _wait_seconds(retry_after: str | None) -> int:
+    """What was told, within reason; 0 for a date or nothing."""
+    told = retry_after or ""
+    return min(int(told), LONGEST_PAUSE_SECONDS) if re.fullmatch(r"[0-9]{1,9}", told) else 0
+
+
+def _address(base_url: str) -> SplitResult:
+    try:
+        parts = urlsplit(base_url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ReportError(_NO_ADDRESS)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise ReportError("An admin key goes over https, or to this machine.")
+    return parts
 
 
 def _rows(document: dict[str, Any]) -> Iterator[tuple[date, str, TokenCounts]]:

@@ -47,6 +47,11 @@ def parameter_client(session: botocore.session.Session, region: str) -> SSMClien
     return cast("SSMClient", session.create_client("ssm", region_name=region, config=config))
 
 
+def is_one_line(secret: str) -> bool:
+    """Printable ASCII and something at all: what a header can carry. Anything else would be told in an error's text."""
+    return _PRINTABLE.fullmatch(secret) is not None
+
+
 def read_parameters(client: SSMClient, names: tuple[str, ...]) -> dict[str, str]:
     """All of the parameters by name, decrypted, without the space and line ends that copying leaves around them.
 
@@ -65,7 +70,7 @@ def read_parameters(client: SSMClient, names: tuple[str, ...]) -> dict[str, str]
     found = {parameter.get("Name", ""): parameter.get("Value", "").strip() for parameter in parameters}
     if absent := [name for name in names if not found.get(name)]:
         raise SecretFetchError(f"no such parameter, or an empty one: {', '.join(absent)}")
-    if unfit := [name for name in names if not _PRINTABLE.fullmatch(found[name])]:
+    if unfit := [name for name in names if not is_one_line(found[name])]:
         raise SecretFetchError(f"not one line of printable ASCII: {', '.join(unfit)}")
     return found
 

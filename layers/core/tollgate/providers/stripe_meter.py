@@ -182,6 +182,7 @@ def _merged(lines: Iterable[BilledLine]) -> tuple[BilledLine, ...]:
 def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], subscription_id: str) -> BilledLine:
     final = invoice["status"] != "draft"
     finalizes = invoice.get("automatically_finalizes_at")
+    finalized = (invoice.get("status_transitions") or {}).get("finalized_at")
     start_at, end_at = _instant(line["period"]["start"]), _instant(line["period"]["end"])
     return BilledLine(
         invoice_id=str(invoice["id"]),
@@ -192,6 +193,7 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], subscription_id: 
         quantity=int(line["quantity"] or 0),
         final=final,
         finalizes_at=None if final or finalizes is None else _instant(finalizes),
+        finalized_at=None if not final or finalized is None else _instant(finalized),
     )
 
 

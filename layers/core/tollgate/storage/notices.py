@@ -28,6 +28,7 @@ from tollgate.storage.table import (
     from_epoch_seconds,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -143,19 +144,12 @@ class Notices:
 
     def list_of_user(self, tenant_id: str, user_id: str) -> Iterator[StoredNotice]:
         """Access pattern: all notices of a user that are still kept, by period, paged."""
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :user AND begins_with(SK, :notice)",
-                    ExpressionAttributeValues={":user": s(user_pk(tenant_id, user_id)), ":notice": s("NOTICE#")},
-                    **start,
-                )
-            yield from (_from_item(plain(item)) for item in answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :user AND begins_with(SK, :notice)",
+            ExpressionAttributeValues={":user": s(user_pk(tenant_id, user_id)), ":notice": s("NOTICE#")},
+        )
+        yield from (_from_item(plain(item)) for item in found)
 
     def take(self, entry: DueNotice, now: datetime) -> StoredNotice | None:
         """Begin an attempt: nobody else takes it until the lease is over. None when somebody was first."""
@@ -229,21 +223,14 @@ class Notices:
         )
 
     def _list(self, index_pk: str, last: str) -> Iterator[DueNotice]:
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    IndexName="GSI1",
-                    KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :last",
-                    ExpressionAttributeValues={":shard": s(index_pk), ":last": s(last)},
-                    **start,
-                )
-            for item in answer["Items"]:
-                yield DueNotice(item["PK"]["S"], item["SK"]["S"], item["GSI1SK"]["S"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            IndexName="GSI1",
+            KeyConditionExpression="GSI1PK = :shard AND GSI1SK <= :last",
+            ExpressionAttributeValues={":shard": s(index_pk), ":last": s(last)},
+        )
+        for item in found:
+            yield DueNotice(item["PK"]["S"], item["SK"]["S"], item["GSI1SK"]["S"])
 
     def _change(
         self,

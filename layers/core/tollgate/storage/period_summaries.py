@@ -6,6 +6,7 @@ something comes late, the period is closed again and its summary says how much c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,8 @@ from tollgate.storage.table import (
     epoch_seconds,
     from_epoch_seconds,
     plain,
+    query_items,
+    s,
     store_outages,
     user_pk,
 )
@@ -82,7 +85,7 @@ class PeriodSummary:
 
 def summary_of(meter: Meter, use: PeriodUse, closed_at: datetime, before: PeriodSummary | None) -> PeriodSummary:
     """`before`: how the same period was closed earlier."""
-    booked = use.booked
+    booked, seen = use.booked, use.seen
     return PeriodSummary(
         tenant_id=meter.key.tenant_id,
         user_id=meter.key.user_id,
@@ -96,8 +99,8 @@ def summary_of(meter: Meter, use: PeriodUse, closed_at: datetime, before: Period
         settled_requests=meter.settled_requests,
         overage_tokens=meter.overage_tokens,
         overage_nanousd=meter.overage_nanousd,
-        estimated_requests=use.requests.estimated_requests,
-        estimated_tokens=use.requests.estimated_tokens,
+        estimated_requests=seen.estimated_requests,
+        estimated_tokens=seen.estimated_tokens,
         expired_requests=use.expired.expired,
         corrected_requests=use.expired.corrected,
         unbooked_requests=use.unbooked.requests,
@@ -131,11 +134,22 @@ class PeriodSummaries:
             )
         return _from_item(plain(answer["Item"])) if "Item" in answer else None
 
+    def list_of_user(self, tenant_id: str, user_id: str) -> Iterator[PeriodSummary]:
+        """Access pattern: how a user's usage periods were closed, by usage period, paged (consistent read)."""
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :pk AND begins_with(SK, :prefix)",
+            ExpressionAttributeValues={":pk": s(user_pk(tenant_id, user_id)), ":prefix": s(_PREFIX)},
+            ConsistentRead=True,
+        )
+        return (_from_item(plain(item)) for item in found)
+
     def part_of_transaction(self, summary: PeriodSummary) -> TransactWriteItemTypeDef:
         """Its condition is the one of the meter's close: a summary is never written without that."""
         return {"Put": {"TableName": self._table.name, "Item": attributes(**_item(summary))}}
 
 
+_PREFIX: Final = "SUMMARY#"
 _PLAIN: Final = (
     "plan_id",
     "quota_tokens",
@@ -170,13 +184,13 @@ _COUNTS: Final = (
 
 
 def _key(tenant_id: str, user_id: str, period_id: str) -> dict[str, str]:
-    return {"PK": user_pk(tenant_id, user_id), "SK": f"SUMMARY#{period_id}"}
+    return {"PK": user_pk(tenant_id, user_id), "SK": f"{_PREFIX}{period_id}"}
 
 
 def _item(summary: PeriodSummary) -> dict[str, str | int | bool | None]:
     return {
         "PK": user_pk(summary.tenant_id, summary.user_id),
-        "SK": f"SUMMARY#{summary.period.id}",
+        "SK": f"{_PREFIX}{summary.period.id}",
         "Type": "PeriodSummary",
         "start_at": epoch_seconds(summary.period.start_at),
         "end_at": epoch_seconds(summary.period.end_at),

@@ -26,6 +26,7 @@ from tollgate.storage.table import (
     from_epoch_seconds,
     n,
     plain,
+    query_items,
     s,
     store_outages,
     user_pk,
@@ -151,20 +152,13 @@ class DayRollUps:
         raise StoreUnavailableError("The usage store is busy.")
 
     def _items(self, pk: str, first_sk: str, last_sk: str) -> Iterator[dict[str, Any]]:
-        start: dict[str, Any] = {}
-        while True:
-            with store_outages():
-                answer = self._table.client.query(
-                    TableName=self._table.name,
-                    KeyConditionExpression="PK = :pk AND SK BETWEEN :first AND :last",
-                    ExpressionAttributeValues=attributes(**{":pk": pk, ":first": first_sk, ":last": last_sk}),
-                    ConsistentRead=True,
-                    **start,
-                )
-            yield from map(plain, answer["Items"])
-            if "LastEvaluatedKey" not in answer:
-                return
-            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        found = query_items(
+            self._table,
+            KeyConditionExpression="PK = :pk AND SK BETWEEN :first AND :last",
+            ExpressionAttributeValues=attributes(**{":pk": pk, ":first": first_sk, ":last": last_sk}),
+            ConsistentRead=True,
+        )
+        yield from map(plain, found)
 
     def _put(self, item: dict[str, AttributeValueTypeDef], **condition: Any) -> bool:  # noqa: ANN401  boto3's own form
         """One conditional put; False when its condition refused it."""
