@@ -26,7 +26,7 @@ dev:  ## run the whole product on this machine, no account needed (PORT=8787, 0 
 	@exec $(venv)/python -m dev --port $(PORT)
 
 test: check .dev/engines.stamp .dev/sam.stamp .dev/dynoxide.stamp .dev/stripe-cli.stamp  ## everything CI runs: checks and all tests
-	$(venv)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(venv)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(venv)/python -m pytest -m alone
 
 check: .venv/test.stamp  ## lint, types, locks, generated documents and what plans earn

@@ -16,7 +16,7 @@ from tests.billing.runner import Summary, run_seed, run_seeds
 from tests.billing.scenario import SUBSCRIBED, Options
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = range(600)
+SEEDS = range(300)
 """What half a minute of processor buys; ten thousand are run before each release (docs/billing-webhooks.md)."""
 JOBS = 2
 

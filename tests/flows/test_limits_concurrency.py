@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 
 import pytest
 
 from tests.flows.test_concurrency import CALLERS, at_once
 from tests.support.clocks import FakeClock
-from tests.support.engines import exact_table
 from tests.support.ledger_world import START, a_plan, an_ask
 from tollgate.catalog.email_domains import EmailDomains
 from tollgate.domain.errors import TollgateError
@@ -29,14 +28,6 @@ from tollgate.wiring import SystemIds
 pytestmark = pytest.mark.engine
 
 numbers = count(1)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
-    with exact_table(tmp_path_factory.mktemp("engine")) as running:
-        client = running.client(attempts=3, connections=CALLERS)
-        yield Table(client, running.name)
-        client.close()
 
 
 class Street:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import count
 
@@ -15,9 +14,8 @@ import pytest
 from dev.stripe_double.transport import InProcess
 from dev.stripe_double.world import StripeWorld
 from tests.flows.test_concurrency import at_once
-from tests.support.billing_function import PLANS, RETURN_URL, SECRET_KEY, stripe_world
-from tests.support.engines import exact_table
-from tollgate.catalog.loader import Catalog, load_catalog
+from tests.support.billing_function import RETURN_URL, SECRET_KEY
+from tollgate.catalog.loader import Catalog
 from tollgate.domain.errors import TollgateError
 from tollgate.domain.principals import Account, Profile
 from tollgate.domain.subscriptions import Interval
@@ -25,8 +23,6 @@ from tollgate.flows.apply_subscription import SubscriptionSync
 from tollgate.flows.change_plan import PlanChanger
 from tollgate.flows.checkout import Checkouts, Order
 from tollgate.flows.ledger import Ledger
-from tollgate.flows.sync_plans import PlansSync
-from tollgate.providers.stripe_admin import StripeAdmin
 from tollgate.providers.stripe_billing import StripeBilling
 from tollgate.storage.meters import Meters
 from tollgate.storage.subscriptions import Subscriptions
@@ -41,29 +37,6 @@ CALLERS = 6
 ROUNDS = 10
 numbers = count(1)
 WAITING = {"conflict", "store_unavailable", "stripe_unavailable"}
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
-    with exact_table(tmp_path_factory.mktemp("engine")) as running:
-        client = running.client(attempts=3, connections=CALLERS)
-        yield Table(client, running.name)
-        client.close()
-
-
-@pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    folder = tmp_path_factory.mktemp("catalog")
-    (folder / "plans.toml").write_text(PLANS)
-    return load_catalog(str(folder))
-
-
-@pytest.fixture(scope="module")
-def world(catalog: Catalog) -> StripeWorld:
-    world = stripe_world()
-    admin = StripeAdmin(lambda: SECRET_KEY, http_client=InProcess(world))
-    PlansSync(catalog, admin).run(hand_over=lambda _: None, done=lambda _: None)
-    return world
 
 
 class Member:

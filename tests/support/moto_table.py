@@ -16,7 +16,7 @@ import pytest
 from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from moto.backends import get_backend
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.dynamodb.models.dynamo_type import DDBType, DynamoType
 
 from tollgate.storage.table import Table, hot_path_client

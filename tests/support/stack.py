@@ -126,6 +126,11 @@ class RunningStack:
         runs: list[dict[str, Any]] = self._call("POST", f"{self.gateway_url}/_dev/schedules")["runs"]
         return runs
 
+    def deliver_notices(self) -> dict[str, Any]:
+        """Delivers the notices that are due; what came of it."""
+        result: dict[str, Any] = self._call("POST", f"{self.gateway_url}/_dev/notices/deliver")["result"]
+        return result
+
     def billing(self) -> dict[str, Any]:
         """What the billing page asks first; `open` once plans can be bought."""
         return self._call("GET", f"{self.gateway_url}/_dev/billing.json")

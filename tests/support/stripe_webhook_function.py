@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import importlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +43,28 @@ CONTEXT = LambdaContext()
 OVERAGE_KEY = "tollgate_overage"
 RETURN_URL = "https://app.example.com/billing"
 
+CANARY = "canary-of-a-forger"
+
 Json = dict[str, Any]
+
+
+def signed(body: bytes, *, secret: str = SIGNING_SECRET, at: int | None = None) -> dict[str, str]:
+    """The headers of a delivery: signed now, unless another time is given."""
+    seconds = int(time.time()) if at is None else at
+    made = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
+    return {"Stripe-Signature": f"t={seconds},v1={made}"}
+
+
+def an_event(**changes: Any) -> Json:  # noqa: ANN401  any JSON
+    """One that Stripe never sent."""
+    event: Json = {
+        "id": "evt_forged",
+        "object": "event",
+        "type": "customer.subscription.updated",
+        "livemode": False,
+        "data": {"object": {"id": "sub_1", "object": "subscription", "customer": "cus_1", "name": CANARY}},
+    }
+    return event | changes
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,8 @@ MUTANTS: tuple[Mutant, ...] = (
     one_edit(
         "a new anchor ends the window",
         DOMAIN,
-        "def follow(",
-        "replace(last, end_at=min(last.end_at, start_at))",
+        "def _with_window(",
+        "replace(last, end_at=min(last.end_at, start_at, end_at))",
         "last",
         400,
     ),
