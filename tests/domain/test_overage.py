@@ -326,6 +326,15 @@ def test_overage_that_no_subscription_covers_is_never_billed() -> None:
     assert (subscribed.all_unbillable_nanousd, targets(subscribed, [gift])) == (9 * UNIT_NANOUSD, (0,))
 
 
+def test_what_was_set_aside_follows_a_correction_downwards() -> None:
+    high, low = (a_meter(START, END, units * UNIT_NANOUSD) for units in (9, 7))
+    seen = put_aside(OverageAccount("main", "ada"), [high])
+    corrected = put_aside(seen, [low])
+
+    assert (seen.all_unbillable_nanousd, corrected.all_unbillable_nanousd) == (9 * UNIT_NANOUSD, 7 * UNIT_NANOUSD)
+    assert corrected.open_nanousd([low]) == 0
+
+
 def test_what_an_ended_subscription_still_owes_is_billed_by_the_next_one() -> None:
     ended = follow(book(ACCOUNT, [a_line(START, END, 10)], END).account, [], END + MINUTE)
     meters = [a_meter(START, END, 25 * UNIT_NANOUSD)]

@@ -354,6 +354,7 @@ def test_the_minutely_run_answers_to_its_own_event(deploy: Callable[[str], Deplo
         "delivered": 0,
         "put_off": 0,
         "dead": 0,
+        "untried": 0,
         "complete": True,
     }
     assert_rights_suffice(deployment)

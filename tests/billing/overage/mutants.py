@@ -115,7 +115,12 @@ MUTANTS: tuple[Mutant, ...] = (
         400,
     ),
     one_edit(
-        "overage of a gift is not billed", DOMAIN, "def put_aside(", "not account.covers(period) and", "False and", 400
+        "overage of a gift is not billed",
+        DOMAIN,
+        "def put_aside(",
+        "not account.covers(meter.key.period) and",
+        "False and",
+        400,
     ),
     one_edit(
         "old periods are counted once",

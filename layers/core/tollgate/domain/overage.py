@@ -347,11 +347,11 @@ def _bills(line: BilledLine, window: Window) -> bool:
 
 def put_aside(account: OverageAccount, meters: Iterable[Meter]) -> OverageAccount:
     """Overage that is seen while no subscription bills it is never billed later: nobody was told of a price then."""
-    aside = dict(account.set_aside)
-    for meter in meters:
-        period = meter.key.period
-        if not account.covers(period) and meter.overage_nanousd > aside.get(period.id, 0):
-            aside[period.id] = meter.overage_nanousd
+    aside = {
+        meter.key.period.id: meter.overage_nanousd
+        for meter in meters
+        if not account.covers(meter.key.period) and meter.overage_nanousd
+    }
     return replace(account, set_aside=aside)
 
 
