@@ -125,7 +125,9 @@ def send(
     method, path, described = operation
     body = described.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
     if body is not None:
-        body = body | more_fields
+        # A mailbox that nobody has used, as each may be sent a few mails only.
+        fresh = {"email": f"nobody-{next(_NUMBERS)}@example.com"} if "email" in body else {}
+        body = body | fresh | more_fields
     for parameter in described.get("parameters", []):
         if parameter["in"] == "path":
             path = path.replace(f"{{{parameter['name']}}}", quote(named, safe=""))
@@ -200,7 +202,8 @@ def test_spoofed_identity_changes_no_answer(
     plain = send(world, operation, NOBODY, one, {}, "", {})
     spoofed = send(world, operation, NOBODY, one if method == "GET" else two, {}, query, headers)
     if path.startswith("/usage/"):
-        assert (spoofed.status, IDENTITY_FIELDS[0].encode() in spoofed.body) == (400, True)
+        named = any(f"query.{name}".encode() in spoofed.body for name in IDENTITY_FIELDS)
+        assert (spoofed.status, named) == (400, True), spoofed.body
         spoofed = send(world, operation, NOBODY, one, {}, "", headers)
     assert spoofed.status == plain.status
     if method == "GET":
