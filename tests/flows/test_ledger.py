@@ -321,6 +321,19 @@ class TestLostAnswers:
         world.ledger.settle(grant, Settlement(30))
         assert list(world.meter.tombstones) == [grant.reservation.id]
 
+    def test_a_sweep_leaves_a_tombstone_that_stops_a_late_duplicate_of_the_reserve(self) -> None:
+        """Otherwise it would be held, swept and charged once more."""
+        world = LedgerWorld()
+        world.open_meter()
+        world.client.next_calls(Fate.COMES_TWICE)
+        grant = world.ledger.reserve(world.account, world.key, an_ask(100))
+        world.seconds += 121
+        assert world.ledger.sweep(world.meter, ExpiryPolicy.STRICT) == 1
+        swept = world.meter
+        assert list(swept.tombstones) == [grant.reservation.id]
+        assert world.client.deliver_late() == [False]
+        assert world.meter == swept
+
     def test_an_ordinary_call_leaves_no_tombstone(self) -> None:
         world = LedgerWorld()
         world.ledger.settle(world.ledger.reserve(world.account, world.key, an_ask(100)), Settlement(30))

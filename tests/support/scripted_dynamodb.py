@@ -26,6 +26,8 @@ class Fate(Enum):
     NEVER_ARRIVED = auto()
     ARRIVES_LATER = auto()
     """Never answered; lands when `deliver_late` is called."""
+    COMES_TWICE = auto()
+    """Applied and answered; the network's second copy of it lands when `deliver_late` is called."""
     CONFLICT = auto()
 
 
@@ -106,6 +108,8 @@ class ScriptedClient:
             case Fate.ANSWER_LOST_THEN_RETRIED:
                 self.table.apply(operation, request, self._now_seconds())
                 retries = 1
+            case Fate.COMES_TWICE:
+                self._late.append((operation, request))
             case Fate.FINE:
                 pass
         try:
