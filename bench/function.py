@@ -165,6 +165,8 @@ class Answer:
     last_byte_seconds: float
     seconds: float
     """To the end of the invocation, where there is one: what Lambda bills."""
+    retries: int = 0
+    """How often it was refused for a moment (429) and sent again, as Anthropic's clients do."""
 
     @property
     def is_whole_stream(self) -> bool:

@@ -150,14 +150,27 @@ def _paced_of_peers(result: Result) -> str:
             f"{row['first_token_p99_ms']:g}",
             f"{row['rss_mb']:g}",
             f"{row['pss_mb']:g}",
+            f"{row['retries']:g}",
         ]
         for lanes, targets in result["paced"].items()
         for number, (name, row) in enumerate(targets.items())
     ]
-    head = ["streams at a time", "", "CPU ms a stream", "first byte ms", "first token ms", "p99", "RSS MB", "PSS MB"]
+    head = [
+        "streams at a time",
+        "",
+        "CPU ms a stream",
+        "first byte ms",
+        "first token ms",
+        "p99",
+        "RSS MB",
+        "PSS MB",
+        "sent again",
+    ]
     words = (
         f"Streams of {result['paced_events']} events, one every {result['pace_ms']} ms, as a model writes. RSS adds up"
-        " all processes of a target; PSS counts a page that n of them share 1/n times.\n\n"
+        " all processes of a target; PSS counts a page that n of them share 1/n times. All streams are one user's, begun at"
+        " the same instant; one that is refused for a moment (429 `contention`) is sent again a second later, as"
+        " Anthropic's clients do, and its time goes on.\n\n"
     )
     return words + table(head, rows) + "\n" + _plot("memory", "Memory by streams at a time")
 

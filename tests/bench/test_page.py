@@ -23,6 +23,7 @@ SHORT = {
     "billed_ms": 5.0,
     "rss_mb": 50.0,
     "pss_mb": 40.0,
+    "retries": 0,
 }
 
 
