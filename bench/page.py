@@ -169,8 +169,8 @@ def _paced_of_peers(result: Result) -> str:
     words = (
         f"Streams of {result['paced_events']} events, one every {result['pace_ms']} ms, as a model writes. RSS adds up"
         " all processes of a target; PSS counts a page that n of them share 1/n times. All streams are of one user and"
-        " begin at the same instant; one that is refused for a moment (429 `contention`) is sent again after a second, as"
-        " Anthropic's clients do, and its time goes on.\n\n"
+        " begin at the same instant; one that is refused for a moment (429 `contention`) is sent again after a second,"
+        " as Anthropic's clients do, and its time goes on.\n\n"
     )
     return words + table(head, rows) + "\n" + _plot("memory", "Memory by streams at a time")
 
