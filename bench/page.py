@@ -324,6 +324,8 @@ def _soak_body(result: Result) -> str:
         ["failed invocations", f"{len(result['failed_invocations'])}"],
         ["RSS of a process at the end", f"{memory['rss_mb_of_a_process']:g} MB"],
         ["growth, second to last quarter", f"{memory['mean_growth_mb']:g} MB, at most {memory['most_grown_mb']:g} MB"],
+        ["growth of the usage function, with the records it reads", f"{memory['usage_grown_with_records_mb']:g} MB"],
+        ["the same, asked again on the same records", f"{memory['usage_grown_on_the_same_mb']:g} MB"],
         ["open files of a process", f"at most {files['most_of_a_process']}, grown by {files['most_grown']}"],
         ["meters, records and callers differ", f"{len(ledger['differences'])} times in {ledger['records']:,} records"],
         ["tokens that callers were told of", f"{ledger['told_tokens_of_whole_answers']:,}"],

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ USERS: Final = 12
 TIGHT_USERS: Final = 3
 """Of them, on a plan whose quota they pass soon."""
 SAMPLES: Final = 60
+USAGE_ROUNDS: Final = 10
 _INPUT = re.compile(rb'"input_tokens": ?(\d+)')
 _OUTPUT = re.compile(rb'"output_tokens": ?(\d+)')
 
@@ -223,18 +225,39 @@ class Soak:
             )
 
     def _memory(self) -> dict[str, float]:
-        """Growth from the second quarter to the last, of the process that grew most; the first quarter warms up."""
+        """Growth from the second quarter to the last, of the process that grew most; the first quarter warms up.
+
+        The usage function stands apart: until the hourly roll-up it reads every record of a user, so what it holds at
+        a time grows with them. Asked again and again about the same records it may not grow.
+        """
         early, late = _quarters(self._samples)
         growth = [
             statistics.fmean(sample.rss_mb[lane] for sample in late)
             - statistics.fmean(sample.rss_mb[lane] for sample in early)
             for lane in range(len(self._processes))
         ]
+        *lanes, usage = growth
         return {
-            "rss_mb_of_a_process": round(statistics.fmean(mb for sample in late for mb in sample.rss_mb), 1),
-            "most_grown_mb": round(max(growth), 2),
-            "mean_growth_mb": round(statistics.fmean(growth), 2),
+            "rss_mb_of_a_process": round(statistics.fmean(mb for sample in late for mb in sample.rss_mb[:-1]), 1),
+            "most_grown_mb": round(max(lanes), 2),
+            "mean_growth_mb": round(statistics.fmean(lanes), 2),
+            "usage_grown_with_records_mb": round(usage, 2),
+            "usage_grown_on_the_same_mb": round(self._usage_growth(), 2),
         }
+
+    def _usage_growth(self) -> float:
+        """What the same questions, asked again on records that stand still, add to the usage function's memory."""
+        for _ in range(USAGE_ROUNDS):
+            self._ask_all_usage()
+        before = rss_mb(self._usage.pid)
+        for _ in range(USAGE_ROUNDS):
+            self._ask_all_usage()
+        return rss_mb(self._usage.pid) - before
+
+    def _ask_all_usage(self) -> None:
+        for user in self._users:
+            answer = self._usage.send(_usage_event(user))
+            assert answer.status == HTTPStatus.OK, answer
 
     def _open_files(self) -> dict[str, int]:
         early, late = _quarters(self._samples)
@@ -340,6 +363,10 @@ def faults_of(result: dict[str, Any]) -> list[str]:
     checks = {
         f"failed invocations: {result['failed_invocations'][:3]}": bool(result["failed_invocations"]),
         f"memory grew by {result['memory']['most_grown_mb']} MB": result["memory"]["most_grown_mb"] > GROWTH_MB_AT_MOST,
+        f"the usage function grew by {result['memory']['usage_grown_on_the_same_mb']} MB on the same records": result[
+            "memory"
+        ]["usage_grown_on_the_same_mb"]
+        > GROWTH_MB_AT_MOST,
         f"{result['open_files']['most_grown']} more open files": result["open_files"]["most_grown"]
         > GROWN_FILES_AT_MOST,
         f"the ledger differs: {ledger['differences'][:3]}": bool(ledger["differences"]),
