@@ -272,6 +272,7 @@ def use_keys(world: World, who: Visitor) -> None:
 def buy(world: World, who: Visitor) -> None:
     url = f"{RETURN_URL}?token=canary-query"
     order = {"plan": "pro", "interval": "month", "success_url": url, "cancel_url": url}
+    world.api.stripe.world.take_events()  # what became of those who left before would go to a queue that is not here
     world.ask(who, "GET /billing/plans")
     world.ask(who, "POST /billing/checkout", order | {"promotion": "CANARYPROMOTION"})
     made = world.ask(who, "POST /billing/checkout", order)
@@ -323,7 +324,7 @@ def test_nothing_secret_is_told_or_written_when_all_goes_well(world: World) -> N
         live(world, world.visitor())
     assert "request_refused" in world.read_logs("all is well")
     assert not world.found
-    assert world.seen["5xx"] == 0
+    assert [name for name in world.seen if name.endswith(" 5xx")] == []
     assert not [route for route in ROUTES if not world.seen[f"{route} 2xx"]], "each is to be seen at work"
     assert {"TOTP secret", "API key", "refresh token", "code"} <= set(world.secrets)
 
@@ -350,7 +351,7 @@ def test_a_refused_request_is_quoted_nowhere(world: World, wreck: str) -> None:
         live(world.wrecked(WRECKS[wreck]), world.visitor())
     assert "request_refused" in world.read_logs(wreck)
     assert not world.found
-    assert world.seen["5xx"] == 0
+    assert [name for name in world.seen if name.endswith(" 5xx")] == []
     assert world.seen["4xx"] >= BAD_REQUESTS_AT_LEAST
 
 

@@ -7,6 +7,7 @@ byte of the victim's items changes, and not one of their ids or words comes back
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -36,6 +37,7 @@ IDENTITY_HEADERS = (
     "x-user-id", "x-tenant-id", "x-platform-user-id", "x-sub", "x-amzn-oidc-identity", "x-amzn-oidc-data",
     "x-forwarded-user", "x-authenticated-userid", "x-api-key", "x-amz-user-id", "x-original-user", "cookie",
 )  # fmt: skip
+TIME_OF_ANSWER = re.compile(rb'"counted_through_at":"[^"]*"')
 IDENTITY_FIELDS = (
     "user_id",
     "userId",
@@ -207,7 +209,7 @@ def test_spoofed_identity_changes_no_answer(
         spoofed = send(world, operation, NOBODY, one, {}, "", headers)
     assert spoofed.status == plain.status
     if method == "GET":
-        assert spoofed.body == plain.body
+        assert TIME_OF_ANSWER.sub(b"", spoofed.body) == TIME_OF_ANSWER.sub(b"", plain.body)
     if "requestBody" in described:
         refused = send(world, operation, NOBODY, two, {"user_id": user_id}, "", {})
         assert refused.status == 400 if path != "/user/preferences" else refused.status in (200, 400)

@@ -65,8 +65,8 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[CountedTable]:
 def get(table: CountedTable, monkeypatch: pytest.MonkeyPatch) -> Get:
     monkeypatch.delitem(sys.modules, "functions.usage.app", raising=False)
 
-    def call(path: str, subject: str = SUBJECT, **query: str) -> Answer:
-        event = http_event("GET", path, claims_of(subject), rawQueryString=urlencode(query))
+    def call(path: str, subject: str = SUBJECT, method: str = "GET", **query: str) -> Answer:
+        event = http_event(method, path, claims_of(subject), rawQueryString=urlencode(query))
         if query:
             event["queryStringParameters"] = query
         answer = importlib.import_module("functions.usage.app").handler(event, LambdaContext())
@@ -374,6 +374,11 @@ def test_a_parameter_that_a_route_does_not_have_is_refused_by_name(
     answer = get(path, **query)
     assert_refused(answer, "query.")
     assert answer.body["error"]["message"] == f"query.{', '.join(names)}: no parameter of this route"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/usage/daily", 405), ("/usage/nothing", 404)])
+def test_whatever_the_parameters_a_wrong_method_or_path_is_told_first(get: Get, path: str, status: int) -> None:
+    assert get(path, method="TRACE", first="2026-11-20").status == status
 
 
 def test_a_model_is_found_by_the_id_asked_for_and_by_the_one_served(get: Get, table: CountedTable) -> None:

@@ -189,8 +189,10 @@ class _StrictRequests(OpenAPIRequestValidationMiddleware):
         self._strict_queries = strict_queries
 
     def handler(self, app: ApiGatewayResolver, next_middleware: NextMiddleware) -> Response[Any]:
-        if self._strict_queries:
-            known = {parameter.alias for parameter in app.context["_route"].dependant.query_params}
+        route = app.context["_route"]
+        # An answer 404 or 405 is a route, too, and has no parameters.
+        if self._strict_queries and route in (*app._static_routes, *app._dynamic_routes):
+            known = {parameter.alias for parameter in route.dependant.query_params}
             unknown = sorted((app.current_event.raw_event.get("queryStringParameters") or {}).keys() - known)
             if unknown:
                 told = ", ".join(name[:NAME_LENGTH_TOLD] for name in unknown[:FAULTS_TOLD])
