@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PAGE: Final = 100
 _MISSING: Final = "resource_missing"
+_NOT_BEGUN: Final = (SubscriptionStatus.INCOMPLETE, SubscriptionStatus.INCOMPLETE_EXPIRED)
+"""Its first payment has not come: it bills nothing, and must not end what another one bills."""
 _MINUTE: Final = 60
 _SAME_IDENTIFIER: Final = "already exists with identifier"
 """Stripe has no code of its own for this, only the text."""
@@ -90,7 +92,7 @@ class StripeMeter:
         return tuple(
             _metered(subscription, item)
             for subscription in found
-            if subscription["status"] != SubscriptionStatus.INCOMPLETE_EXPIRED  # it never began
+            if subscription["status"] not in _NOT_BEGUN
             for item in subscription["items"]["data"]
             if _meter_of(item["price"]) == meter_id
         )
